@@ -1,0 +1,33 @@
+# Each target sets up what it needs, on a bare machine too: a virtual environment in .venv, with pinned packages.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test sweep benchmark wheel clean
+
+demo: $(READY)
+	$(BIN)/python recipes/quickstart.py
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+sweep: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m sweep
+
+benchmark: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -q -w dist .
+
+$(READY): requirements.txt setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv build dist results *.egg-info

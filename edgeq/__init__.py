@@ -1,0 +1,36 @@
+"""edgeq: from a trained PyTorch model to an integer model for edge accelerators, with proof that they agree."""
+
+from edgeq.backends import BackendSpec, backend_names, load_backend
+from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
+from edgeq.fx import QConfigMapping, convert_fx, prepare_fx, prepare_qat_fx
+from edgeq.modules.stubs import DeQuantStub, QuantStub
+from edgeq.presets import load_preset, preset_names, save_preset
+from edgeq.spec import QConfig, TensorSpec
+from edgeq.version import __version__
+from edgeq.wrapper import IntegerModule, PTCFxModule, QATFxModule
+
+__all__ = [
+    "BackendSpec",
+    "CalibrationError",
+    "DeQuantStub",
+    "EdgeqError",
+    "ExportError",
+    "IntegerModule",
+    "PTCFxModule",
+    "QATFxModule",
+    "QConfig",
+    "QConfigMapping",
+    "QuantStub",
+    "SpecError",
+    "TensorSpec",
+    "TraceError",
+    "__version__",
+    "backend_names",
+    "convert_fx",
+    "load_backend",
+    "load_preset",
+    "prepare_fx",
+    "prepare_qat_fx",
+    "preset_names",
+    "save_preset",
+]

@@ -1,0 +1,1 @@
+"""The way of a network: trace, rewrite, annotate, prepare, convert."""

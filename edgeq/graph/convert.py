@@ -1,0 +1,254 @@
+"""From the prepared network to one that computes with integers."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from edgeq.backends import BackendSpec
+from edgeq.errors import CalibrationError
+from edgeq.graph.kinds import attribute, module_of
+from edgeq.graph.movers import mover
+from edgeq.graph.operators import data_inputs, operator_of
+from edgeq.graph.prepared import RESERVED, PreparedModule
+from edgeq.graph.program import Program
+from edgeq.modules.integer import Codes, Dequantize, IntegerLayer, IntegerMatmul, Quantize
+from edgeq.modules.layer import QuantizedLayer, Site
+from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
+from edgeq.quantizers.tensor import TensorQuantizer
+from edgeq.spec import QConfig
+
+Node = Any  # torch.fx.Node: its arguments are typed too widely to be of use
+
+
+class ConvertedModule(Program):
+    """A network of integers. Inputs and outputs are real, as those of the network that it was made from.
+
+    `operations` has an entry for each of its integer tensors, in the order in which they are computed: the name
+    of the node of `fx_graph` that gives it, and the operation behind it as edgeq's table calls it ("quantize"
+    for an input, "moved" for codes that were only moved).
+    """
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, qconfig: QConfig, backend: BackendSpec, operations: dict[str, str]
+    ) -> None:
+        super().__init__(root, graph)
+        self.qconfig, self.backend, self.operations = qconfig, backend, operations
+        self.eval()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of the nodes that give integer tensors."""
+        return tuple(self.operations)
+
+    def train(self, mode: bool = True) -> ConvertedModule:
+        """A network of integers has nothing to train: its modules stay in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        return self
+
+
+@torch.no_grad()
+def convert(network: PreparedModule) -> ConvertedModule:
+    """The integer network of a calibrated or trained one, which stays as it is; nothing is shared.
+
+    Raises CalibrationError when there are no ranges yet.
+    """
+    mode, observes_always = network.training, network.observes_always
+    network.require_calibration()
+    network.observes_always = False
+    network.eval()
+    try:
+        return _Converter(network).converted()
+    finally:
+        network.training, network.observes_always = mode, observes_always
+        network.apply_mode()
+
+
+class _Converter:
+    """Walks the prepared graph once. A value may exist as codes, as real numbers, or as both; `codes` and
+    `reals` hold the nodes of the new graph that stand for it.
+    """
+
+    def __init__(self, network: PreparedModule) -> None:
+        self.network = network
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.codes: dict[Node, Node] = {}
+        self.reals: dict[Node, Any] = {}
+        self.operations: dict[str, str] = {}
+        self.clip_on_integers = network.backend.onnx.clip_on_integers
+
+    def converted(self) -> ConvertedModule:
+        """The new network."""
+        for node in self.network.fx_graph.nodes:
+            self._node(node)
+        self._link_readers()
+        self.graph.lint()
+        network = self.network
+        return ConvertedModule(self.root, self.graph, network.qconfig, network.backend, self.operations)
+
+    def _link_readers(self) -> None:
+        """Tells each layer who reads its output, where only layers do."""
+        for node in self.graph.nodes:
+            layer = module_of(node, self.root)
+            readers = [module_of(user, self.root) for user in node.users]
+            layers = [reader for reader in readers if isinstance(reader, IntegerLayer)]
+            if isinstance(layer, IntegerLayer) and len(layers) == len(readers):
+                layer.readers = [*layers]
+
+    def _node(self, node: Node) -> None:
+        module = module_of(node, self.network)
+        if node.op == "output":
+            self.graph.output(fx.node.map_arg(node.args[0], self._real))
+        elif isinstance(module, TensorQuantizer):
+            self._quantizer(node, module)
+        elif isinstance(module, QuantizedLayer):
+            self._layer(node, module)
+        elif isinstance(module, QuantizedMatmul):
+            self._matmul(node, module.site)
+        elif self._moves_codes(node, module):
+            self._mover(node, module)
+        else:
+            self._float(node, module)
+
+    # ---- values
+
+    def _real(self, node: Node) -> Any:
+        """The node of the new graph that gives a value as real numbers."""
+        if node not in self.reals:
+            quantizer = self._quantizer_of(node)
+            name = f"{RESERVED}.dequantize.{node.name}"
+            self._install(name, Dequantize(quantizer))
+            self.reals[node] = self.graph.call_module(name, (self.codes[node],))
+        return self.reals[node]
+
+    def _quantizer_of(self, node: Node) -> TensorQuantizer:
+        quantizer = self.network.quantizer_of(node.name)
+        if quantizer is None:
+            raise CalibrationError(f"The tensor {node.name!r} is read as integers, but no range of it was observed.")
+        return quantizer
+
+    def _code(self, node: Node) -> Node:
+        """The node of the new graph that gives a value as codes."""
+        if node not in self.codes:
+            name = f"{RESERVED}.tensors.{node.name}"
+            self._install(name, Quantize(self._quantizer_of(node)))
+            self._keep_codes(node, self.graph.call_module(name, (self.reals[node],)), "quantize")
+        return self.codes[node]
+
+    def _code_or_real(self, node: Node) -> Any:
+        return self.codes[node] if node in self.codes else self._real(node)
+
+    def _keep_codes(self, node: Node, made: Node, operation: str) -> None:
+        self.codes[node] = made
+        several = operator_of(node, module_of(node, self.network)).name == "split"
+        if made.op != "get_attr" and not several:
+            self.operations.setdefault(made.name, operation)
+
+    def _install(self, path: str, value: nn.Module | torch.Tensor) -> None:
+        """Puts a module or a tensor into the new tree."""
+        *parents, name = path.split(".")
+        module = self.root
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
+        if isinstance(value, nn.Module):
+            module.add_module(name, value)
+        elif not hasattr(module, name):
+            module.register_buffer(name, value)
+
+    def _moves_codes(self, node: Node, module: nn.Module | None) -> bool:
+        """Whether a node only moves values that are there as codes, into one that is wanted as codes."""
+        sources = data_inputs(node, module) if node.op.startswith("call") else []
+        return self.network.quantizer_of(node.name) is not None and all(source in self.codes for source in sources)
+
+    # ---- nodes
+
+    def _quantizer(self, node: Node, quantizer: TensorQuantizer) -> None:
+        source = node.args[0]
+        if not quantizer.observed:  # never saw a floating tensor: it passes, as it did before
+            self.reals[node] = self._real(source)
+            return
+        codes = Quantize(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
+        path = f"{RESERVED}.tensors.{node.name.removeprefix(f'{RESERVED}_tensors_')}"
+        if source.op == "get_attr":
+            value = codes.encode(attribute(self.network, str(source.target)).detach())
+            path = f"{RESERVED}.constants.{quantizer.name}"
+            self._install(path, value)
+            self._keep_codes(node, self.graph.get_attr(path), "constant")
+            return
+        self._install(path, codes)
+        row = operator_of(source, module_of(source, self.network))
+        operation = row.name if source.op.startswith("call") else "quantize"
+        self._keep_codes(node, self.graph.call_module(path, (self._real(source),)), operation)
+
+    def _layer(self, node: Node, layer: QuantizedLayer) -> None:
+        site: Site = layer.site
+        weight, bias = layer.folded(layer.weight, layer.bias)
+        target = self._target(site)
+        made = IntegerLayer(
+            layer.operation,
+            layer.weight_quantizer.codes(weight),
+            layer.weight_quantizer.scale,
+            None if bias is None else layer.bias_codes(bias),
+            Codes(site.source),
+            target,
+            site.floor,
+            site.ceiling,
+        )
+        path = str(node.target)
+        self._install(path, made)
+        call = self.graph.call_module(path, (self._code(node.args[0]),))
+        self._keep(node, call, layer.operation.function, target is not None)
+
+    def _matmul(self, node: Node, site: MatmulSite) -> None:
+        target = self._target(site)
+        self._install(
+            str(node.target), IntegerMatmul(Codes(site.left), Codes(site.right), target, site.floor, site.ceiling)
+        )
+        made = self.graph.call_module(str(node.target), tuple(self._code(factor) for factor in node.args))
+        self._keep(node, made, "matmul", target is not None)
+
+    def _keep(self, node: Node, made: Node, operation: str, is_codes: bool) -> None:
+        if is_codes:
+            self._keep_codes(node, made, operation)
+        else:
+            self.reals[node] = made
+
+    def _target(self, site: Site | MatmulSite) -> Codes | None:
+        if site.target is None:
+            return None
+        return Codes(site.target, site.floor, site.ceiling, self.clip_on_integers)
+
+    def _mover(self, node: Node, module: nn.Module | None) -> None:
+        source = node.args[0]
+        row = operator_of(node, module)
+        if row.name == "same":  # a dropout in evaluation, a change of type that codes do not take part in
+            self.codes[node] = self._code(source)
+            return
+        args, kwargs = (fx.node.map_arg(value, self._code_or_real) for value in (node.args, node.kwargs))
+        if node.target is operator.getitem and operator_of(source, module_of(source, self.network)).name == "split":
+            made = self.graph.call_function(operator.getitem, args)
+        else:
+            path = f"{RESERVED}.movers.{node.name}"
+            self._install(path, mover(node, module, Codes(self._quantizer_of(node))))
+            if node.op == "call_function" and row.name == "pad":
+                args, kwargs = args[:2], {**kwargs, **dict(zip(("mode", "value"), args[2:], strict=False))}
+            made = self.graph.call_module(path, args, kwargs)
+        self._keep_codes(node, made, "moved")
+
+    def _float(self, node: Node, module: nn.Module | None) -> None:
+        if module is not None:
+            self._install(str(node.target), copy.deepcopy(module))
+        if node.op == "get_attr":
+            readers = [module_of(user, self.network) for user in node.users]
+            if all(isinstance(reader, TensorQuantizer) and reader.observed for reader in readers):
+                return  # it is kept as codes
+            self._install(str(node.target), attribute(self.network, str(node.target)).detach().clone())
+        self.reals[node] = self.graph.node_copy(node, self._real)

@@ -1,0 +1,58 @@
+"""A prepared network as a table that a person, or a golden file, can read."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgeq.graph.prepared import PreparedModule
+from edgeq.modules.layer import QuantizedLayer
+from edgeq.quantizers.tensor import TensorQuantizer
+from edgeq.spec import TensorSpec
+
+
+def explain(network: PreparedModule) -> str:
+    """One line for each node of the graph: its operation, and how its value is quantized."""
+    rows = [("node", "weight", "folded", "value")]
+    for node in network.fx_graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        group = network.groups.get(node.name)
+        value = "float" if group is None else f"{describe(network.quantization.tensors[group])} [{group}]"  # type: ignore[arg-type]
+        reason = network.reasons.get(node.name)
+        rows.append((_name(node.name, module), _weight(module), _folded(module), value if reason is None else reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows)
+
+
+def _name(node: str, module: nn.Module | None) -> str:
+    if isinstance(module, TensorQuantizer):
+        return f"quantize {module.name}"
+    return module.site.name if isinstance(module, QuantizedLayer) else node
+
+
+def _weight(module: nn.Module | None) -> str:
+    return describe_spec(module.weight_quantizer.spec) if isinstance(module, QuantizedLayer) else ""
+
+
+def _folded(module: nn.Module | None) -> str:
+    site = getattr(module, "site", None)
+    if site is None:
+        return ""
+    parts = ["norm"] if getattr(site, "norm", None) is not None else []
+    if site.floor is not None or site.ceiling is not None:
+        ends = ("" if end is None else f"{end:g}" for end in (site.floor, site.ceiling))
+        parts.append(f"clip {'..'.join(ends)}")
+    return ", ".join(parts)
+
+
+def describe(quantizer: TensorQuantizer) -> str:
+    """The spec of an activation's quantizer in a few words."""
+    words = describe_spec(quantizer.spec)
+    return words if quantizer.fixed is None else f"{words}, fixed {quantizer.fixed[0]:g}..{quantizer.fixed[1]:g}"
+
+
+def describe_spec(spec: TensorSpec) -> str:
+    """A spec in a few words: "8 bits symmetric channel power_of_two"."""
+    kind = "symmetric" if spec.symmetric else "affine"
+    return f"{spec.bits - spec.reduce_range} bits {kind} {spec.granularity.value} {spec.scale.value}"

@@ -1,0 +1,268 @@
+"""Carries out an annotation: a user's model becomes a network with quantizers. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+
+from edgeq.backends import BackendSpec
+from edgeq.errors import SpecError
+from edgeq.graph.annotate import Annotation, Group, annotate, node_name
+from edgeq.graph.fuse import Chain
+from edgeq.graph.kinds import module_of
+from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
+from edgeq.graph.prepared import RESERVED, PreparedModule, Quantization
+from edgeq.graph.rewrite import dropout_modules, functionalize, reshape_views
+from edgeq.graph.trace import trace
+from edgeq.modules.layer import QuantizedLayer, Site
+from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
+from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
+from edgeq.modules.operation import Operation
+from edgeq.quantizers.tensor import TensorQuantizer
+from edgeq.quantizers.weight import WeightQuantizer
+from edgeq.recovery.calibration import Calibration
+from edgeq.schedule import Schedule
+from edgeq.spec import QConfig, TensorSpec
+
+
+def prepare(
+    model: nn.Module,
+    qconfig: QConfig,
+    backend: BackendSpec,
+    schedule: Schedule,
+    calibration: Calibration,
+    is_qat: bool,
+    untraced: Iterable[str | type[nn.Module]] = (),
+) -> PreparedModule:
+    """The network that `model` becomes under a settled `qconfig`. It shares the model's parameters, not its
+    modules: the model itself stays a float network.
+
+    Raises TraceError for a model that cannot be captured, and SpecError for one without any layer to quantize.
+    """
+    if hasattr(model, RESERVED):
+        raise SpecError(f"The model already has an attribute {RESERVED!r}, where edgeq keeps its state: rename it.")
+    graph = trace(model, untraced)
+    graph = _copied(graph)
+    root = shell_tree(model)
+    for path in functionalize(graph, root):
+        root.get_submodule(path).inplace = False  # type: ignore[assignment]
+    reshape_views(graph)
+    dropouts = nn.ModuleDict(dropout_modules(graph))
+    quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts)
+    root.add_module(RESERVED, quantization)
+    annotation = annotate(graph, root, qconfig)
+    if not annotation.weights:
+        raise SpecError(
+            f"{type(model).__name__} has no layer that can be quantized: no convolution and no linear layer that "
+            "the rules of the preset leave to quantize."
+        )
+    _Builder(graph, root, annotation, qconfig, is_qat).build()
+    graph.lint()
+    nodes = set(graph.nodes)
+    groups = {node.name: group.name for node, group in annotation.group_of.items() if node in nodes}
+    reasons = {node.name: reason for node, reason in annotation.reasons.items() if node in nodes}
+    return PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, groups, reasons)
+
+
+def shell_tree(model: nn.Module) -> nn.Module:
+    """Other module objects over the same parameters and buffers; shared modules stay shared."""
+    made: dict[int, nn.Module] = {}
+
+    def copy(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            made[id(module)] = new = shell(module)
+            new._modules = {name: child if child is None else copy(child) for name, child in module._modules.items()}
+        return made[id(module)]
+
+    return copy(model)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """A copy, since the graph of a user's GraphModule is not ours to change."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+class _Builder:
+    """Makes the modules that the annotation asks for and lets the graph call them."""
+
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, annotation: Annotation, qconfig: QConfig, is_qat: bool
+    ) -> None:
+        self.graph, self.root, self.annotation, self.qconfig, self.is_qat = graph, root, annotation, qconfig, is_qat
+        self.quantization: Quantization = root.quantization  # type: ignore[assignment]
+        self.quantizers: dict[str, TensorQuantizer] = {}
+        self.replaced: set[str] = set()  # paths of modules that are quantized layers by now
+
+    def build(self) -> None:
+        """Changes graph and root in place."""
+        for group in self.annotation.groups:
+            self.quantizers[group.name] = self._quantizer(group)
+        heads = {chain.tail: chain for chain in self.annotation.chains.values()}
+        producers = {node for group in self.annotation.groups for node in group.producers}
+        for node in list(self.graph.nodes):
+            if node in self.annotation.chains:
+                self._chain(self.annotation.chains[node])
+            elif node in producers and node not in heads:
+                self._insert(node, node, None, None, fresh=self._is_fresh(node))
+        self._link_readers()
+        for node in list(self.graph.nodes):
+            if node.op == "get_attr" and not node.users:  # the parameters of a functional layer
+                self.graph.erase_node(node)
+
+    def _link_readers(self) -> None:
+        """Tells each layer who reads its output, where only layers do."""
+        for node in self.graph.nodes:
+            layer = module_of(node, self.root)
+            readers = [module_of(user, self.root) for user in node.users]
+            layers = [reader for reader in readers if isinstance(reader, QuantizedLayer)]
+            if isinstance(layer, QuantizedLayer) and len(layers) == len(readers):
+                layer.site.readers = [*layers]
+
+    def _quantizer(self, group: Group) -> TensorQuantizer:
+        observer = group.spec.training_observer if self.is_qat else group.spec.observer
+        quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed)
+        self.quantization.tensors.add_module(group.name, quantizer)
+        return quantizer
+
+    def _target(self, node: fx.Node) -> TensorQuantizer | None:
+        group = self.annotation.group_of.get(node)
+        return None if group is None else self.quantizers[group.name]
+
+    def _is_fresh(self, node: fx.Node) -> bool:
+        computed = node.op.startswith("call") and behaviour_of(node, module_of(node, self.root)) is Behaviour.FIXED
+        return computed and len(node.users) == 1
+
+    def _insert(self, node: fx.Node, tail: fx.Node, floor: float | None, ceiling: float | None, fresh: bool) -> None:
+        """Puts the quantizer of `tail` behind `node`, and lets all readers of `tail` read it."""
+        group = self.annotation.group_of[tail]
+        bounds: dict[str, Any] = {
+            key: value for key, value in (("floor", floor), ("ceiling", ceiling)) if value is not None
+        }
+        if fresh:
+            bounds["fresh"] = True
+        readers = list(tail.users)
+        with self.graph.inserting_after(tail):
+            quantized = self.graph.call_module(f"{RESERVED}.tensors.{group.name}", (node,), bounds)
+        for reader in readers:
+            reader.replace_input_with(tail, quantized)
+        self.annotation.group_of[quantized] = self.annotation.group_of.pop(tail)
+
+    def _chain(self, chain: Chain) -> None:
+        behaviour = behaviour_of(chain.head, module_of(chain.head, self.root))
+        if behaviour is Behaviour.LAYER:
+            self._layer(chain)
+        elif behaviour is Behaviour.MATMUL:
+            self._matmul(chain)
+        else:
+            self._insert(chain.head, chain.tail, chain.floor, chain.ceiling, fresh=True)
+            if chain.clip is not None:
+                self.graph.erase_node(chain.clip)
+
+    def _source(self, node: fx.Node) -> TensorQuantizer:
+        """The quantizer of a node's value, whether its readers already read the quantizer or not."""
+        if node.op == "call_module" and str(node.target).startswith(f"{RESERVED}.tensors."):
+            return self.root.get_submodule(str(node.target))  # type: ignore[return-value]
+        quantizer = self._target(node)
+        assert quantizer is not None, f"{node} feeds a quantized layer and has no quantizer"
+        return quantizer
+
+    # ---- layers
+
+    def _layer(self, chain: Chain) -> None:
+        head = chain.head
+        module = module_of(head, self.root)
+        operation = Operation.of_module(module) if module is not None else Operation.of_call(head)
+        norm: Any = None if chain.norm is None else module_of(chain.norm, self.root)
+        site = Site(
+            node_name(head),
+            self._source(data_inputs(head, module)[0]),
+            self._target(chain.tail),
+            norm,
+            chain.floor,
+            chain.ceiling,
+            self.qconfig.bias.bits,
+        )
+        layer = self._quantized_layer(head, module)
+        layer.start(site, operation, self._weight_quantizer(head, layer, operation), operation.channels(layer.weight))
+        self._call(chain, self._paths[layer], (data_inputs(head, module)[0],))
+
+    def _quantized_layer(self, head: fx.Node, module: nn.Module | None) -> QuantizedLayer:
+        """The module that the head is to call: the user's own one as a quantized layer at its first call, a
+        reference to the parameters at every other one.
+        """
+        self._paths: dict[QuantizedLayer, str] = {}
+        path = str(head.target)
+        if module is not None and path not in self.replaced:
+            layer = shell(module, QUANTIZED[_exact_type(module)])
+            self.root.set_submodule(path, layer)
+            self.replaced.add(path)
+        else:
+            layer = QuantizedReference()
+            layer.owner = self._owner(head, module)
+            path = f"{RESERVED}.layers.{head.name}"
+            self.quantization.layers.add_module(head.name, layer)
+        self._paths[layer] = path
+        return layer
+
+    def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
+        if module is not None:
+            return Owner(module, "weight", None if module.bias is None else "bias")
+        weight, bias = (_argument(head, position, name) for position, name in ((1, "weight"), (2, "bias")))
+        *scope, name = str(weight.target).split(".")
+        owner = self.root.get_submodule(".".join(scope))
+        if bias is None:
+            return Owner(owner, name, None)
+        *bias_scope, bias_name = str(bias.target).split(".")
+        if bias_scope != scope:
+            raise SpecError(
+                f"The weight and the bias of {node_name(head)} belong to different modules: "
+                f"{weight.target} and {bias.target}."
+            )
+        return Owner(owner, name, bias_name)
+
+    def _weight_quantizer(self, head: fx.Node, layer: QuantizedLayer, operation: Operation) -> WeightQuantizer:
+        spec: TensorSpec = self.annotation.weights[head]
+        weight = layer.weight
+        return WeightQuantizer(
+            spec,
+            spec.training_observer if self.is_qat else spec.observer,
+            weight.shape[operation.weight_axis],
+            operation.weight_axis,
+            offset_shape=weight.shape if "compensated_rounding" in self.qconfig.recovery and not self.is_qat else None,
+        )
+
+    def _matmul(self, chain: Chain) -> None:
+        head = chain.head
+        left, right = data_inputs(head, None)
+        site = MatmulSite(
+            node_name(head),
+            self._source(left),
+            self._source(right),
+            self._target(chain.tail),
+            chain.floor,
+            chain.ceiling,
+        )
+        self.quantization.layers.add_module(head.name, QuantizedMatmul(site))
+        self._call(chain, f"{RESERVED}.layers.{head.name}", (left, right))
+
+    def _call(self, chain: Chain, path: str, args: tuple[Any, ...]) -> None:
+        """Replaces the nodes of a chain by one call."""
+        with self.graph.inserting_after(chain.tail):
+            call = self.graph.call_module(path, args)
+        chain.tail.replace_all_uses_with(call)
+        for node in (chain.clip, chain.norm, chain.head):
+            if node is not None:
+                self.graph.erase_node(node)
+        self.annotation.group_of[call] = self.annotation.group_of[chain.tail]
+
+
+def _argument(node: fx.Node, position: int, name: str) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _exact_type(module: nn.Module) -> type[nn.Module]:
+    return next(kind for kind in QUANTIZED if isinstance(module, kind))

@@ -1,0 +1,230 @@
+"""The trainable, calibratable network: what `wrapper.module` is until it is converted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from edgeq.backends import BackendSpec
+from edgeq.errors import CalibrationError
+from edgeq.graph.program import Program
+from edgeq.modules.layer import QuantizedLayer
+from edgeq.phase import Phase, set_phase
+from edgeq.quantizers.tensor import TensorQuantizer
+from edgeq.recovery.bank import InputBank
+from edgeq.recovery.calibration import Calibration
+from edgeq.schedule import Schedule
+from edgeq.spec import QConfig
+
+RESERVED = "quantization"  # where edgeq keeps its state in a user's tree of modules
+
+logger = logging.getLogger(__name__)
+
+
+class Quantization(nn.Module):
+    """What quantization adds to a network, under the one key `quantization` of its state dict."""
+
+    def __init__(
+        self, schedule: Schedule, tensors: nn.ModuleDict, layers: nn.ModuleDict, dropouts: nn.ModuleDict
+    ) -> None:
+        super().__init__()
+        self.schedule, self.tensors, self.layers, self.dropouts = schedule, tensors, layers, dropouts
+
+
+class PreparedModule(Program):
+    """A user's network with quantizers, as trainable as before. Its modes mean:
+
+    train (training)     the user's training, simulated with quantization as the schedule says
+    train (calibration)  an evaluation without gradients that observes ranges; no dropout
+    eval                 the integer network, simulated exactly; nothing is observed, counted or updated
+    """
+
+    quantization: Quantization
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        quantization: Quantization,
+        qconfig: QConfig,
+        backend: BackendSpec,
+        calibration: Calibration,
+        is_qat: bool,
+        groups: dict[str, str],
+        reasons: dict[str, str],
+    ) -> None:
+        super().__init__(root, graph)
+        self.groups = groups  # names of nodes to the names of the quantizers that their values are quantized by
+        self.reasons = reasons  # names of nodes to why they stay float
+        self.quantization = quantization
+        self.qconfig, self.backend, self.is_qat = qconfig, backend, is_qat
+        self.calibration = calibration
+        self.bank = InputBank() if calibration.is_wanted else None
+        self.observes_always = False
+        self._unfinished = False  # whether observations were made that no range reflects yet
+        self.register_load_state_dict_post_hook(_after_loading)
+        self.apply_mode()
+
+    # ---- parts
+
+    @property
+    def schedule(self) -> Schedule:
+        """Counts the epochs."""
+        return self.quantization.schedule
+
+    def layers(self) -> list[QuantizedLayer]:
+        """The layers with quantized weights, each call of a shared one by itself."""
+        return [module for module in self.modules() if isinstance(module, QuantizedLayer)]
+
+    def tensors(self) -> list[TensorQuantizer]:
+        """The quantizers of activations, in the order of the graph."""
+        return list(self.quantization.tensors.children())  # type: ignore[arg-type]
+
+    def quantizer_of(self, node: str) -> TensorQuantizer | None:
+        """The quantizer of the value of a node; None where it stays float."""
+        if node not in self.groups:
+            return None
+        quantizer: TensorQuantizer = self.quantization.tensors[self.groups[node]]  # type: ignore[assignment]
+        return quantizer if quantizer.observed else None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any range was observed, here or in the checkpoint that was loaded."""
+        return any(tensor.observer is not None and tensor.observed for tensor in self.tensors())
+
+    # ---- modes
+
+    def train(self, mode: bool = True) -> PreparedModule:
+        """Changes the mode. A change to training may begin an epoch, one away from it finishes the ranges."""
+        over = mode and self.schedule.epoch_is_over()
+        if (over or not mode) and not self.observes_always:
+            self.finish()
+        if over:
+            self.schedule.next_epoch()
+        self.training = mode
+        self.apply_mode()
+        if not mode and not self.is_calibrated:
+            logger.warning("eval() before any calibration or training step: the network runs in float.")
+        return self
+
+    def apply_mode(self) -> None:
+        """Sets phases and the modes of the children from the mode, the epoch and what is frozen."""
+        norms_live = self.training and self.schedule.norms_are_live
+        observing = self.training and self.schedule.observers_are_live
+        for child in self.children():
+            child.train(self.training and self.is_qat)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = norms_live
+            elif isinstance(module, QuantizedLayer):
+                module.forget()
+        set_phase(self, self._phase(observing))
+        if not self.training:
+            for tensor in self.tensors():
+                tensor.read_bounds()
+        self._counted = int(self.schedule.step)
+
+    def observe_in_any_mode(self) -> None:
+        """Calibrates with all that runs through the network, until it is finished by a conversion."""
+        self.observes_always = True
+        self.apply_mode()
+
+    def _phase(self, observing: bool) -> Phase:
+        if observing or self.observes_always:
+            return Phase.ADAPT if self.is_qat else Phase.OBSERVE
+        return Phase.QUANTIZE if self.is_calibrated else Phase.FLOAT
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch it is; from then on ``train()`` counts for nothing."""
+        self.finish()
+        self.schedule.set_epoch(epoch)
+        self.apply_mode()
+
+    def freeze(self, norms: bool | None, observers: bool | None) -> None:
+        """Freezes (True) or unfreezes (False) by hand; None leaves the one as it is."""
+        self.finish()
+        self.schedule.freeze(norms, observers)
+        self.apply_mode()
+
+    # ---- the forward pass
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training or self.observes_always):
+            return self.run_in_user_layout(*args, **kwargs)
+        self._count()
+        if self.bank is not None:
+            self.bank.add(args, kwargs)
+        if self.is_qat:
+            return self.run(*args, **kwargs)
+        with torch.no_grad():
+            return self.run_in_user_layout(*args, **kwargs)
+
+    def run_float(self, *args: Any, **kwargs: Any) -> Any:
+        """The float network, whatever the mode."""
+        modes = {module: module.training for module in self.modules()}
+        for module in modes:
+            module.training = False
+        set_phase(self, Phase.FLOAT)
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            self.apply_mode()
+
+    def _count(self) -> None:
+        self._unfinished = True
+        if self.schedule.steps_per_epoch is None:
+            self.schedule.step.add_(1)
+            return
+        if self._counted >= self.schedule.steps_per_epoch:
+            self.finish()
+            self.schedule.next_epoch()
+            self.apply_mode()
+        self.schedule.step.add_(1)
+        self._counted += 1
+
+    # ---- the end of an observation
+
+    def finish(self) -> None:
+        """Makes the ranges final for what was observed, and calibrates biases and codes if that is wanted.
+
+        Raises CalibrationError naming the tensor when the data held NaN or infinity.
+        """
+        if not self._unfinished:
+            return
+        self._unfinished = False
+        if self.schedule.observers_are_live or self.observes_always:
+            self._merge_processes()
+            for tensor in self.tensors():
+                tensor.finish()
+            with torch.no_grad():
+                for layer in self.layers():
+                    layer.finish()
+        if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
+            self.calibration.run(self, self.bank)
+            self.bank.clear()
+
+    def _merge_processes(self) -> None:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        for tensor in self.tensors():
+            if tensor.observer is not None:
+                tensor.observer.merge_processes()
+
+    def require_calibration(self) -> None:
+        """Raises CalibrationError unless there are ranges to convert with."""
+        self.finish()
+        if not self.is_calibrated:
+            raise CalibrationError(
+                "The network has no ranges yet: run at least one batch in train() mode (for calibration without "
+                "loss and optimizer), or load a checkpoint that has them, before you convert or export."
+            )
+
+
+def _after_loading(module: PreparedModule, _: Any) -> None:
+    module._unfinished = False
+    module.apply_mode()

@@ -1,0 +1,125 @@
+"""A module that keeps its user's tree of submodules and runs a torch.fx graph over it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import linecache
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+_numbers = count()
+
+
+class Program(nn.Module):
+    """The children, parameters and buffers of `root` under their own names, and `fx_graph`, which calls them.
+
+    `torch.fx.GraphModule` would drop every submodule that the graph does not call, and with it keys of the
+    state dict, and would lose attributes in a deepcopy. This class keeps all of them; deepcopy and pickling
+    work at any moment.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        super().__init__()
+        for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[kind] = copy.copy(root.__dict__[kind])
+        self.training = root.training
+        self.fx_graph = graph
+        self._function: Callable[..., Any] | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Executes the graph."""
+        if self._function is None:
+            self.compile_graph()
+        return self._function(self, *args, **kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run_in_user_layout(*args, **kwargs)
+
+    def run_in_user_layout(self, *args: Any, **kwargs: Any) -> Any:
+        """Executes the graph; results whose channels came to lie last are handed out in the usual order."""
+        return pytree.tree_map_only(Tensor, Tensor.contiguous, self.run(*args, **kwargs))
+
+    def compile_graph(self) -> None:
+        """Makes the graph's Python code the one that `run` calls; after any change of the graph."""
+        code = self.fx_graph.python_code(root_module="self")
+        name = f"<edgeq program {next(_numbers)}>"
+        linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)  # for tracebacks
+        namespace = dict(code.globals)
+        exec(compile(code.src, name, "exec"), namespace)
+        self._function = namespace["forward"]
+
+    @property
+    def code(self) -> str:
+        """The Python source of the graph."""
+        return self.fx_graph.python_code(root_module="self").src
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The compiled function is left behind: it is made again from the graph when it is first needed."""
+        return {**self.__dict__, "_function": None, "fx_graph": GraphState(self.fx_graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "fx_graph": state["fx_graph"].graph})
+
+
+class GraphState:
+    """A graph that pickles. Functions are kept by the name that they are imported under, since some of those in
+    torch.nn.functional cannot be pickled themselves.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+
+    def __getstate__(self) -> list[tuple[Any, ...]]:
+        def plain(value: Any) -> Any:
+            return fx.node.map_aggregate(value, reference)
+
+        return [(n.name, n.op, plain(n.target), plain(n.args), plain(n.kwargs)) for n in self.graph.nodes]
+
+    def __setstate__(self, rows: list[tuple[Any, ...]]) -> None:
+        self.graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        for name, op, target, args, kwargs in rows:
+            target, args, kwargs = (
+                fx.node.map_aggregate(value, lambda item: item.resolve(nodes) if isinstance(item, Reference) else item)
+                for value in (target, args, kwargs)
+            )
+            nodes[name] = self.graph.create_node(op, target, args, kwargs, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphState:
+        return GraphState(copy.deepcopy(self.graph, memo))
+
+
+def reference(item: Any) -> Any:
+    """What stands for an item of a graph in a pickle: a reference for nodes and functions, else the item."""
+    return Reference(item) if callable(item) or isinstance(item, fx.Node) else item
+
+
+class Reference:
+    """A node or a function inside of a pickled graph."""
+
+    def __init__(self, item: Any) -> None:
+        if isinstance(item, fx.Node):
+            self.kind, self.value = "node", item.name
+        elif isinstance(item, torch._ops.OpOverload):
+            self.kind, self.value = "operator", str(item)
+        else:
+            module, name = getattr(item, "__module__", None), getattr(item, "__name__", "")
+            found = getattr(importlib.import_module(module), name, None) if module else None
+            self.kind, self.value = ("name", f"{module}:{name}") if found is item else ("pickle", item)
+
+    def resolve(self, nodes: dict[str, fx.Node]) -> Any:
+        if self.kind == "node":
+            return nodes[self.value]
+        if self.kind == "operator":
+            namespace, operator, overload = self.value.split(".")
+            return getattr(getattr(getattr(torch.ops, namespace), operator), overload)
+        if self.kind == "name":
+            module, name = self.value.split(":")
+            return getattr(importlib.import_module(module), name)
+        return self.value

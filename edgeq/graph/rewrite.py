@@ -1,0 +1,100 @@
+"""Rewrites of a traced graph before it is annotated. None changes what the network computes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+IN_PLACE_FUNCTIONS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.imatmul: operator.matmul,
+    torch.relu_: torch.relu,
+    torch.sigmoid_: torch.sigmoid,
+    torch.tanh_: torch.tanh,
+    torch.clamp_: torch.clamp,
+    functional.relu_: torch.relu,
+    functional.hardtanh_: functional.hardtanh,
+    functional.leaky_relu_: functional.leaky_relu,
+    functional.elu_: functional.elu,
+}
+
+
+def put(x: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy of `x` in which ``x[index] = value`` holds."""
+    y = x.clone()
+    y[index] = value
+    return y
+
+
+fx.wrap("put")
+
+
+def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
+    """Turns operations in place into ones that return a new tensor, and lets everything that comes later in the
+    graph use that. Returns the paths of the modules that work in place, which now must not.
+
+    A quantized tensor may have several readers; one that wrote into it would change it for all of them.
+    """
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    modules: set[str] = set()
+    for node in list(graph.nodes):
+        if not _becomes_functional(node, root, modules):
+            continue
+        written = node.args[0]
+        if isinstance(written, fx.Node):
+            for user in list(written.users):
+                if position[user] > position[node]:
+                    user.replace_input_with(written, node)
+    return modules
+
+
+def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:
+    """Replaces the node's target by its twin that does not write; false when it never wrote."""
+    if node.op == "call_function" and node.target in IN_PLACE_FUNCTIONS:
+        node.target = IN_PLACE_FUNCTIONS[node.target]
+    elif node.op == "call_function" and node.target is operator.setitem:
+        node.target = put
+    elif node.op == "call_function" and node.kwargs.get("inplace") is True:
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+        if not hasattr(torch.Tensor, node.target[:-1]):
+            return False
+        node.target = node.target[:-1]
+    elif node.op == "call_module" and getattr(root.get_submodule(node.target), "inplace", False):
+        modules.add(node.target)
+    else:
+        return False
+    return True
+
+
+def reshape_views(graph: fx.Graph) -> None:
+    """Turns `view` into `reshape`, which gives the same numbers for any order of memory: edgeq evaluates
+    convolutions with the channels last.
+    """
+    for node in graph.nodes:
+        if node.op != "call_method" or any(isinstance(value, torch.dtype) for value in node.args):
+            continue
+        node.target = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), node.target)
+
+
+def dropout_modules(graph: fx.Graph) -> dict[str, nn.Dropout]:
+    """Turns calls of `functional.dropout` that follow the mode of the model into modules, so that they go on
+    following it. The graph was traced in evaluation mode, so these are the ones with ``training=False``.
+    """
+    modules: dict[str, nn.Dropout] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not functional.dropout:
+            continue
+        values = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
+        if values.get("training", True) is False:
+            modules[node.name] = nn.Dropout(values.get("p", 0.5))
+            node.op, node.target = "call_module", f"quantization.dropouts.{node.name}"
+            node.args, node.kwargs = (values["input"],), {}
+    return modules

@@ -1,0 +1,74 @@
+"""Capture: a user's model as a torch.fx graph over its own submodules."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from edgeq.errors import TraceError
+from edgeq.modules.stubs import DeQuantStub, QuantStub
+
+SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
+
+
+class Tracer(fx.Tracer):
+    """Symbolic tracing that remembers in which submodule each node was made, also when it fails."""
+
+    def __init__(self, leaves: Iterable[str | type[nn.Module]] = ()) -> None:
+        super().__init__()
+        self.leaves = tuple(leaves)
+        self.paths: list[str] = [""]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        named = any(
+            module_qualified_name == leaf if isinstance(leaf, str) else isinstance(m, leaf) for leaf in self.leaves
+        )
+        return named or isinstance(m, QuantStub | DeQuantStub) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.paths.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.paths.pop()  # not in a finally: after an error the path tells where it was
+        return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta[SCOPE] = self.paths[-1]
+        return node
+
+
+def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = ()) -> fx.Graph:
+    """The graph of `model` in evaluation mode, whose training flags are as before afterwards.
+
+    Raises TraceError, naming file, line and submodule, for a model that decides by the values of its tensors.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model.graph
+    tracer = Tracer(leaves)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        return tracer.trace(model)
+    except Exception as error:
+        raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _explanation(error: Exception, scope: str, model: nn.Module) -> str:
+    inside = [torch.__file__.rsplit("/", 1)[0], __file__.rsplit("/", 2)[0]]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(tuple(inside)) and frame.filename[0] != "<"]
+    place = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
+    where = f"submodule {scope!r} ({type(model.get_submodule(scope)).__name__})" if scope else type(model).__name__
+    return (
+        f"The model cannot be traced: {error}\n  in {where}, at {place}\n"
+        "Its forward depends on the value of a tensor, or passes one to code that tracing cannot follow. Ways out: "
+        "write this place without the dependence, or keep the submodule whole, in float, with "
+        "untraced=[name or class]."
+    )

@@ -1,0 +1,1 @@
+"""Quantized layers, and the integer ones that they are converted to."""

@@ -1,0 +1,41 @@
+"""Codes that one exact layer hands to the next.
+
+Between layers a value is real: whoever hooks or reads it sees the network's own numbers. Where nobody but
+exact layers reads it the multiplication by the scale and the division that undoes it are left out: the tensor
+is then the centred codes, and carries the quantizer that they belong to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from edgeq.quantizers import kernel
+
+if TYPE_CHECKING:
+    from edgeq.quantizers.tensor import TensorQuantizer
+
+MARK = "edgeq_quantizer"
+
+
+def nobody_looks(giver: nn.Module, readers: list[nn.Module]) -> bool:
+    """Whether `readers`, which are layers, are all that sees what `giver` gives: no others read it, and no hook."""
+    hooked = giver._forward_hooks or any(reader._forward_pre_hooks or reader._forward_hooks for reader in readers)
+    return bool(readers) and not hooked
+
+
+def handed_over(codes: Tensor, quantizer: TensorQuantizer) -> Tensor:
+    """Marks centred codes as what they are."""
+    setattr(codes, MARK, quantizer)
+    return codes
+
+
+def as_codes(x: Tensor, quantizer: TensorQuantizer) -> Tensor:
+    """The centred codes of `x`, which `quantizer` has quantized, whether it comes as real numbers or as codes."""
+    return x if hasattr(x, MARK) else kernel.centred_codes(x, quantizer.scale)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """The real numbers of `x`, whether it comes as real numbers or as codes."""
+    return x * getattr(x, MARK).scale if hasattr(x, MARK) else x

@@ -1,0 +1,251 @@
+"""A layer with weights, quantized: what convolutions, transposed convolutions and linear layers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from edgeq.arithmetic import bias_scale, code_range, multiplier, smallest_weight_scale
+from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, in_fast_layout
+from edgeq.modules.handover import as_codes, as_real, handed_over, nobody_looks
+from edgeq.modules.operation import Operation
+from edgeq.modules.qdq import dequantize, exporting, quantize
+from edgeq.phase import Phase
+from edgeq.quantizers import kernel
+from edgeq.quantizers.tensor import TensorQuantizer, clip
+from edgeq.quantizers.weight import WeightQuantizer
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass
+class Site:
+    """Where in the network a layer stands: what it works with, but does not own.
+
+    `source` and `target` quantize its input and its output (None: the output stays float). `norm` is the batch
+    norm that is folded into it. `floor` and `ceiling` are the bounds of the activation that follows. `readers`
+    are the layers that read the output, if nothing else does.
+    """
+
+    name: str
+    source: TensorQuantizer
+    target: TensorQuantizer | None = None
+    norm: BatchNorm | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+    bias_bits: int = 32
+    readers: list[nn.Module] = field(default_factory=list)
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin for subclasses of the float layers.
+
+    One layer has three forms, of which `forward` takes the one that the phase asks for:
+
+    float      the reference: weights as they are, batch norm folded where it stands still
+    simulated  fake-quantized weight and bias in float, differentiable: training
+    exact      integers in float32, the arithmetic of integer hardware and of the converted module, bit for
+               bit: evaluation and everything else that needs no gradient
+
+    `recorder`, when set, sees each output before its activation and quantizer, and may replace it.
+    Buffer: `bias_shift`, shape (channels,), what calibration has added to the deployed bias so far.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    site: Site
+    operation: Operation
+    weight_quantizer: WeightQuantizer
+    phase: Phase
+    bias_shift: Tensor
+    recorder: Callable[[QuantizedLayer, Tensor, Tensor], Tensor] | None
+
+    def start(self, site: Site, operation: Operation, weight_quantizer: WeightQuantizer, channels: int) -> None:
+        """Makes a float layer a quantized one; to be called once."""
+        self.site, self.operation, self.weight_quantizer = site, operation, weight_quantizer
+        self.phase = Phase.FLOAT
+        self.recorder = None
+        self._cache: dict[str, tuple[Any, Any]] = {}
+        self.register_buffer("bias_shift", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._may_be_exact():
+            return self._exact(x)
+        if exporting():
+            return self._export(x)
+        x = as_real(x)
+        is_float = self.phase is Phase.FLOAT or self.phase is Phase.OBSERVE
+        output = self._float(x) if is_float else self.simulated(x)
+        if self.recorder is not None:
+            output = self.recorder(self, x, output)
+        if self.site.target is None:
+            return clip(output, self.site.floor, self.site.ceiling, fresh=True)
+        return self.site.target(output, self.site.floor, self.site.ceiling, fresh=True)
+
+    # ---- deployed parameters
+
+    @property
+    def norm_is_live(self) -> bool:
+        """Whether the batch norm uses the statistics of the batch."""
+        return self.site.norm is not None and self.site.norm.training
+
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with the batch norm's running statistics folded in; differentiable."""
+        norm = self.site.norm
+        if norm is None:
+            return weight, bias
+        factor, mean = norm_factor(norm), statistics(norm)[0]
+        shift = -mean if bias is None else bias - mean
+        shift = shift * factor if norm.bias is None else torch.addcmul(norm.bias, shift, factor)
+        return weight * self.operation.per_output(factor, weight), shift
+
+    @property
+    def accumulator_scale(self) -> Tensor:
+        """The scale of the accumulator, and so of the bias: shape () or (channels,)."""
+        return bias_scale(self.site.source.scale, self.operation.to_channels(self.weight_quantizer.scale))
+
+    def bias_codes(self, bias: Tensor) -> Tensor:
+        """The deployed bias as integers, float32."""
+        low, high = code_range(self.site.bias_bits, signed=True)
+        return torch.round(bias.to(torch.float32) / self.accumulator_scale).clamp(low, high)
+
+    def quantized_bias(self, bias: Tensor) -> Tensor:
+        """The deployed bias as its codes keep it; the gradient is straight through."""
+        with torch.no_grad():
+            error = self.bias_codes(bias) * self.accumulator_scale - bias
+        return bias + error
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Takes the weight's scale anew from the deployed weight; large enough for the deployed bias to fit."""
+        smallest = None
+        if bias is not None:
+            smallest = smallest_weight_scale(bias, self.site.source.scale, self.site.bias_bits)
+        self.weight_quantizer.refresh(weight, smallest)
+
+    @property
+    def deployed_bias(self) -> Tensor | None:
+        """The parameter that the deployed bias moves with, one to one."""
+        return self.bias if self.site.norm is None else self.site.norm.bias
+
+    def finish(self) -> None:
+        """Ends an observation: the weight's scale for the parameters as they stand."""
+        self.refresh(*self.folded(self.weight, self.bias))
+
+    # ---- the three forms
+
+    def _float(self, x: Tensor) -> Tensor:
+        if self.norm_is_live or torch.is_grad_enabled():
+            output = self.operation(x, self.weight, self.bias)
+            output = output if self.site.norm is None else self.site.norm(output)
+            return output - self.operation.spread(self.bias_shift, output)
+
+        def build() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self.folded(self.weight, self.bias)
+            return in_fast_layout(weight), None if bias is None else bias - self.bias_shift
+
+        inputs = [self.weight, self.bias, self.bias_shift, *self._norm_tensors()]
+        return self.operation(x, *self._cached("folded", build, *inputs))
+
+    def simulated(self, x: Tensor) -> Tensor:
+        """The simulated output before the activation and the output's quantizer."""
+        norm = self.site.norm
+        if norm is not None and norm.training:
+            weight = self.weight_quantizer.raw(self.weight, norm_factor(norm).detach())
+            return norm(self.operation(x, weight, self.bias))
+        weight, bias = self.folded(self.weight, self.bias)
+        if self.phase is Phase.ADAPT:
+            self.refresh(weight, bias)
+        return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
+
+    def _export(self, x: Tensor) -> Tensor:
+        """What an exporter that was handed the prepared network itself reads; the deployed weight between
+        QuantizeLinear and DequantizeLinear.
+        """
+        weight, bias = self.folded(self.weight, self.bias)
+        scale, axis = self.weight_quantizer.scale, self.weight_quantizer.axis
+        zero_point = torch.zeros_like(scale, dtype=torch.int8)
+        if self.weight_quantizer.spec.bits < 8 or self.weight_quantizer.offset is not None:
+            weight = self.weight_quantizer(weight)  # on the grid: the wider type of the file keeps its codes
+        weight = dequantize(quantize(weight, scale, zero_point, axis), scale, zero_point, axis)
+        output = self.operation(x, weight, None if bias is None else self.quantized_bias(bias))
+        if self.site.target is None:
+            return clip(output, self.site.floor, self.site.ceiling, fresh=False)
+        return self.site.target(output, self.site.floor, self.site.ceiling)
+
+    def _may_be_exact(self) -> bool:
+        return (
+            not exporting()
+            and self.phase is Phase.QUANTIZE
+            and not torch.is_grad_enabled()
+            and not self.norm_is_live
+            and self.recorder is None
+            and not torch.compiler.is_compiling()
+        )
+
+    def _exact(self, x: Tensor) -> Tensor:
+        site = self.site
+        parameters, low, high = self._exact_parameters()
+        accumulator = accumulate(self.operation, as_codes(x, site.source), parameters)
+        if site.target is None:
+            return clip(accumulator.mul_(parameters.factor), site.floor, site.ceiling, fresh=True)
+        rounding = site.target.spec.rounding
+        if nobody_looks(self, site.readers):
+            codes = kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding)
+            return handed_over(codes, site.target)
+        return kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding, site.target.scale)
+
+    def _exact_parameters(self) -> tuple[ExactParameters, float, float]:
+        """The integers of the deployed layer, and the least and greatest centred code of its output; kept until
+        one of the tensors that they come from changes.
+        """
+        site, quantizer = self.site, self.weight_quantizer
+        source, target = site.source, site.target
+
+        def build() -> tuple[ExactParameters, float, float]:
+            weight, bias = self.folded(self.weight, self.bias)
+            factor, low, high = self.accumulator_scale, 0.0, 0.0
+            if target is not None:
+                factor = multiplier(source.scale, self.operation.to_channels(quantizer.scale), target.scale)
+                _, *ends = kernel.grid_of(target.qparams, site.floor, site.ceiling)
+                low, high = (end.item() for end in ends)
+            codes = None if bias is None else self.bias_codes(bias)
+            reach = kernel.grid_of(source.qparams)[1:]
+            return exact_parameters(self.operation, quantizer.codes(weight), codes, factor, *reach), low, high
+
+        inputs = [self.weight, self.bias, quantizer.scale, quantizer.offset, *self._norm_tensors(), *source.qparams]
+        return self._cached("exact", build, *inputs, *(() if target is None else target.qparams))
+
+    # ---- what is kept between calls
+
+    def _norm_tensors(self) -> list[Tensor | None]:
+        norm = self.site.norm
+        return [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+
+    def _cached(self, name: str, build: Callable[[], Any], *inputs: Tensor | None) -> Any:
+        key = tuple((x.data_ptr(), x._version) for x in inputs if x is not None)
+        if name not in self._cache or self._cache[name][0] != key:
+            self._cache[name] = key, build()
+        return self._cache[name][1]
+
+    def forget(self) -> None:
+        """Drops what is kept. A write through `.data` is not noticed, so every change of mode calls this."""
+        self._cache.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+
+def norm_factor(norm: BatchNorm) -> Tensor:
+    """What a batch norm multiplies a channel with when it uses its running statistics; shape (channels,)."""
+    factor = torch.rsqrt(statistics(norm)[1] + norm.eps)
+    return factor if norm.weight is None else norm.weight * factor
+
+
+def statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """A batch norm's running mean and variance; only norms that have them are folded."""
+    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)

@@ -1,0 +1,87 @@
+"""The quantized layers, one for each float class: subclasses, so that a user's `isinstance` still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeq.modules.layer import QuantizedLayer
+
+
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """`nn.Conv1d` with quantized weight, bias and output."""
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """`nn.Conv2d` with quantized weight, bias and output."""
+
+
+class QuantizedConv3d(QuantizedLayer, nn.Conv3d):
+    """`nn.Conv3d` with quantized weight, bias and output."""
+
+
+class QuantizedConvTranspose1d(QuantizedLayer, nn.ConvTranspose1d):  # type: ignore[misc]
+    """`nn.ConvTranspose1d` with quantized weight, bias and output."""
+
+
+class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):  # type: ignore[misc]
+    """`nn.ConvTranspose2d` with quantized weight, bias and output."""
+
+
+class QuantizedConvTranspose3d(QuantizedLayer, nn.ConvTranspose3d):  # type: ignore[misc]
+    """`nn.ConvTranspose3d` with quantized weight, bias and output."""
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` with quantized weight, bias and output."""
+
+
+@dataclass
+class Owner:
+    """The module, not owned here, whose attributes are a layer's weight and bias."""
+
+    module: nn.Module
+    weight: str
+    bias: str | None
+
+
+class QuantizedReference(QuantizedLayer):
+    """A layer whose parameters belong to another module: a call such as `torch.nn.functional.conv2d` with a
+    user's attributes, or a further call of a layer that is called more than once. It adds no key for them.
+    """
+
+    owner: Owner
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The owner's, as it is now."""
+        return getattr(self.owner.module, self.owner.weight)
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The owner's, as it is now; None without one."""
+        return None if self.owner.bias is None else getattr(self.owner.module, self.owner.bias)
+
+
+QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.ConvTranspose3d: QuantizedConvTranspose3d,
+    nn.Linear: QuantizedLinear,
+}
+
+
+def shell(module: nn.Module, cls: type[Any] | None = None) -> Any:
+    """Another object with the attributes of `module`, and the same parameters and buffers, of class `cls` (by
+    default its own): what is done to the one's children, hooks or mode does not reach the other.
+    """
+    copy = object.__new__(cls or type(module))
+    copy.__dict__ = {
+        key: value.copy() if isinstance(value, dict | list) else value for key, value in module.__dict__.items()
+    }
+    return copy

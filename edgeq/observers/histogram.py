@@ -1,0 +1,105 @@
+"""The distribution of a tensor in constant memory, and the range that leaves out its tails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edgeq.observers.base import Observer, bounded
+from edgeq.observers.registry import OBSERVERS
+from edgeq.observers.sampling import sample
+
+if TYPE_CHECKING:
+    from edgeq.spec import TensorSpec
+
+BINS = 4096
+HALF = BINS // 2
+
+
+class HistogramObserver(Observer):
+    """Counts a sample of each batch in bins of width 2**exponent that lie around zero.
+
+    When a value falls outside, the exponent grows and neighbouring bins merge. Widths being powers of two, a
+    merge is exact: nothing is interpolated, and the result does not depend on the order of the batches. Either
+    sign has 1024 to 2048 bins in use, fine enough that a range is known to a quarter of an 8-bit step.
+    """
+
+    counts: Tensor
+    exponent: Tensor
+
+    def __init__(self, spec: TensorSpec, channels: int | None = None, axis: int | None = None) -> None:
+        super().__init__(spec, channels, axis)
+        self.register_buffer("counts", torch.zeros(BINS))
+        self.register_buffer("exponent", torch.full((), -120, dtype=torch.int32))
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:
+        super().update(x, low, high, floor, ceiling)
+        values = bounded(sample(x).to(torch.float32), floor, ceiling)
+        reach = torch.nan_to_num(torch.maximum(-low, high).max(), posinf=1e30).clamp(1e-30, 1e30)
+        _, needed = torch.frexp(reach / HALF)  # reach < HALF * 2**needed, strictly
+        growth = (needed.to(torch.int32) - self.exponent).clamp(min=0)
+        self._widen(growth)
+        width = torch.ldexp(torch.ones_like(reach), self.exponent)
+        index = torch.floor(torch.nan_to_num(values) / width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
+        self.counts.add_(torch.zeros_like(self.counts).scatter_add_(0, index, torch.ones_like(values)))
+
+    def _widen(self, growth: Tensor) -> None:
+        """Merges 2**growth neighbours into one bin each; a growth of 0 leaves all in place."""
+        bins = torch.arange(-HALF, HALF, device=growth.device)
+        merged = (bins >> growth.clamp(max=31)) + HALF
+        self.counts.copy_(torch.zeros_like(self.counts).index_add_(0, merged, self.counts))
+        self.exponent.add_(growth)
+
+    def edges(self) -> Tensor:
+        """The BINS + 1 edges of the bins, float64."""
+        width = torch.ldexp(torch.ones((), dtype=torch.float64, device=self.counts.device), self.exponent)
+        return torch.arange(-HALF, HALF + 1, device=self.counts.device) * width
+
+    def merge_processes(self) -> None:
+        super().merge_processes()
+        exponent = self.exponent.clone()
+        torch.distributed.all_reduce(exponent, torch.distributed.ReduceOp.MAX)
+        self._widen(exponent - self.exponent)
+        torch.distributed.all_reduce(self.counts)
+        self.counts.div_(torch.distributed.get_world_size())  # the mean, so that merging again counts nothing twice
+
+
+@OBSERVERS.register("percentile")
+class PercentileObserver(HistogramObserver):
+    """The range after `percentile` per cent of the samples are cut off each end ("range shrink").
+
+    It never reaches beyond the extremes that were seen, and with ``percentile = 0`` it is the extremes.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        channels: int | None = None,
+        axis: int | None = None,
+        *,
+        percentile: float = 0.01,
+    ) -> None:
+        super().__init__(spec, channels, axis)
+        self.percentile = percentile
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        if self.percentile == 0:
+            return self.low, self.high
+        edges, counts = self.edges(), self.counts.to(torch.float64)
+        cut = counts.sum() * self.percentile / 100
+        low = _quantile(edges, counts, cut)
+        high = -_quantile(-edges.flip(0), counts.flip(0), cut)
+        low, high = (end.to(torch.float32).clamp(self.low, self.high) for end in (low, high))
+        return low, torch.maximum(low, high)
+
+
+def _quantile(edges: Tensor, counts: Tensor, cut: Tensor) -> Tensor:
+    """The point below which `cut` of the counts lie, interpolated within its bin. Ends that lay on the bins'
+    grid would be multiples of each other, and sums of tensors with such scales fall on ties much too often.
+    """
+    below = torch.cumsum(counts, 0)
+    index = torch.searchsorted(below, cut, right=True).clamp(max=BINS - 1)
+    missing = cut - (below[index] - counts[index])
+    return edges[index] + (edges[index + 1] - edges[index]) * missing / counts[index].clamp(min=1e-30)

@@ -1,0 +1,54 @@
+"""A range that follows a network while it trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edgeq.observers.base import Observer
+from edgeq.observers.registry import OBSERVERS
+from edgeq.observers.sampling import sample
+
+if TYPE_CHECKING:
+    from edgeq.spec import TensorSpec
+
+
+@OBSERVERS.register("moving_average")
+class MovingAverageObserver(Observer):
+    """Exponential moving average of each batch's range: ``r += momentum * (batch's r - r)``, the first batch
+    setting it.
+
+    With `percentile` 0 a batch's range is its extremes. Else it is the extremes of a sample of 100 / percentile
+    of its values: beyond the extremes of n evenly spread values there lies, on average, one value in n at each
+    end, which is the percentage that is to be cut off, and no sorting is needed to find them.
+    """
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        channels: int | None = None,
+        axis: int | None = None,
+        *,
+        percentile: float = 0.0,
+        momentum: float = 0.01,
+    ) -> None:
+        super().__init__(spec, channels, axis)
+        self.percentile, self.momentum = percentile, momentum
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the sample, where one is taken."""
+        if self.percentile > 0 and self.axis is None:
+            return torch.aminmax(sample(x, int(100 / self.percentile)))
+        return super().extremes(x)
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:
+        weight = torch.where(self.batches == 0, 1.0, self.momentum)
+        self.low.lerp_(low, weight)
+        self.high.lerp_(high, weight)
+
+    def merge_processes(self) -> None:
+        for value in (self.low, self.high):
+            torch.distributed.all_reduce(value)
+            value.div_(torch.distributed.get_world_size())

@@ -1,0 +1,184 @@
+"""PyTorch's exporters behind one function: a converted network as an onnx-ir model, its tensors known by name."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from edgeq.errors import ExportError
+from edgeq.graph.convert import ConvertedModule
+from edgeq.graph.prepared import RESERVED
+from edgeq.graph.program import Program
+from edgeq.onnx.specialize import specialize
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+OLDEST_OPSET, NEWEST_OPSET = 13, 21
+TORCHSCRIPT_UP_TO = 17
+
+
+@dataclass
+class Capture:
+    """An onnx-ir model whose last outputs are the integer tensors of the network, in the order of `tensors`."""
+
+    model: onnx_ir.Model
+    tensors: tuple[str, ...]
+    names: dict[str, str]  # of each tensor: its name in the file
+
+
+def capture(
+    network: ConvertedModule,
+    inputs: tuple[Any, ...],
+    opset: int,
+    dynamic_batch: bool,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> Capture:
+    """Reads `network` with the exporter that writes `opset`. The names default to those of the arguments of the
+    model's forward, and to `output` or the keys of a dict that it returns.
+
+    Raises ExportError for an opset out of range, or a number of names that does not fit.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(
+            f"opset_version is {opset}; edgeq writes {OLDEST_OPSET} to {NEWEST_OPSET}: below {OLDEST_OPSET} "
+            "QuantizeLinear has no axis, so that scales per channel cannot be written."
+        )
+    program = copy.deepcopy(network).cpu()
+    inputs = pytree.tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, inputs)
+    specialize(program, inputs, dynamic_batch)
+    with torch.no_grad():
+        example = program(*inputs)
+    present = {node.name for node in program.fx_graph.nodes}
+    tensors = tuple(name for name in network.tensors if name in present)
+    inputs_named = _names(input_names, _argument_names(program, inputs), "input_names")
+    outputs_named = _names(output_names, _result_names(example), "output_names")
+    _return_tensors_too(program, tensors)
+    exporter = _torchscript if opset <= TORCHSCRIPT_UP_TO else _dynamo
+    names = [*outputs_named, *(f"{name}__codes" for name in tensors)]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
+    return Capture(model, tensors, tensor_names(network))
+
+
+def tensor_names(network: ConvertedModule) -> dict[str, str]:
+    """The name in a file of each integer tensor: the path of the layer that gives it, or the operation's name."""
+    names: dict[str, str] = {}
+    for node in network.fx_graph.nodes:
+        if node.name in network.tensors:
+            path = str(node.target) if node.op == "call_module" else node.name
+            for part in ("tensors", "movers", "layers"):
+                path = path.removeprefix(f"{RESERVED}.{part}.")
+            names[node.name] = path if path not in names.values() else f"{path}_{node.name}"
+    return names
+
+
+def _argument_names(program: Program, inputs: tuple[Any, ...]) -> list[str]:
+    """The name of each tensor among the inputs; those inside of a container get its name and their key."""
+    placeholders = [str(node.target) for node in program.fx_graph.nodes if node.op == "placeholder"]
+    if len(inputs) > len(placeholders):
+        raise ExportError(f"The model takes {len(placeholders)} inputs ({', '.join(placeholders)}), got {len(inputs)}.")
+    names = []
+    for name, value in zip(placeholders, inputs, strict=False):
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, Tensor):
+                names.append("_".join([name, *(_key(part) for part in path)]))
+    return names
+
+
+def _result_names(example: Any) -> list[str]:
+    leaves = pytree.tree_flatten_with_path(example)[0]
+    if len(leaves) == 1 and not leaves[0][0]:
+        return ["output"]
+    if isinstance(example, dict):
+        return ["_".join(_key(part) for part in path) for path, _ in leaves]
+    return ["_".join(["output", *(_key(part) for part in path)]) for path, _ in leaves]
+
+
+def _key(part: Any) -> str:
+    return str(getattr(part, "key", getattr(part, "idx", part)))
+
+
+def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
+    if given is None:
+        return default
+    if len(given) != len(default):
+        raise ExportError(f"{what} has {len(given)} names, the model has {len(default)} such tensors: {default}.")
+    return list(given)
+
+
+def _return_tensors_too(program: Program, tensors: tuple[str, ...]) -> None:
+    """Adds the integer tensors to what the graph returns, flat, so that they can be told in the file."""
+    graph = program.fx_graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    by_name = {node.name: node for node in graph.nodes}
+    leaves: list[fx.Node] = []
+    fx.node.map_arg(output.args[0], leaves.append)
+    output.args = ((*leaves, *(by_name[name] for name in tensors)),)
+    program.compile_graph()
+
+
+def _torchscript(
+    program: Program,
+    inputs: tuple[Any, ...],
+    opset: int,
+    dynamic: bool,
+    input_names: list[str],
+    output_names: list[str],
+) -> onnx_ir.Model:
+    import onnx
+    import onnx_ir as ir
+
+    buffer: Any = io.BytesIO()
+    axes = {name: {0: "batch"} for name in (*input_names, *output_names)} if dynamic else None
+    torch.onnx.export(
+        program,
+        inputs,
+        buffer,
+        dynamo=False,
+        opset_version=opset,
+        input_names=input_names,
+        output_names=output_names,
+        dynamic_axes=axes,
+    )
+    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+
+
+def _dynamo(
+    program: Program,
+    inputs: tuple[Any, ...],
+    opset: int,
+    dynamic: bool,
+    input_names: list[str],
+    output_names: list[str],
+) -> onnx_ir.Model:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"Opset {opset} needs the package onnxscript; opset {TORCHSCRIPT_UP_TO} does not.") from error
+    shapes = None
+    if dynamic:
+        batch = torch.export.Dim.DYNAMIC
+        shapes = pytree.tree_map(lambda x: {0: batch} if isinstance(x, Tensor) else None, inputs)
+    written: Any = torch.onnx.export(
+        program,
+        inputs,
+        dynamo=True,
+        opset_version=opset,
+        input_names=input_names,
+        output_names=output_names,
+        dynamic_shapes=None if shapes is None else (shapes,),
+        external_data=False,
+        verbose=False,
+    )
+    return written.model

@@ -1,0 +1,164 @@
+"""The finishing passes: what an exporter wrote becomes the file that edgeq promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import common
+
+from edgeq.onnx.capture import Capture
+from edgeq.onnx.graphs import Array, add_initializer, constant_of, maker, numbers_of, operand, readers, text
+
+FOLDED = (
+    "Cast",
+    "Concat",
+    "ConstantOfShape",
+    "Gather",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+LINEARS = ("QuantizeLinear", "DequantizeLinear")
+CODES = "/codes"  # the end of the name of every integer tensor
+
+
+def finish(captured: Capture) -> ir.Model:
+    """Tidies the captured model in place. Every integer tensor gets its name; the outputs that told which is
+    which are taken away again.
+
+    Each pass keeps what the file computes: constants become initializers, identities and constant arithmetic on
+    shapes go, a transposed weight is stored transposed, a tensor is dequantized once.
+    """
+    model = captured.model
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.IdentityEliminationPass()(model)
+    _take_away_outputs(model, captured)
+    for run in (fold_constants, transpose_weights, join_dequantizers):
+        run(model.graph)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    name_nodes(model.graph)
+    name_parameters(model.graph)
+    common.NameFixPass()(model)
+    common.TopologicalSortPass()(model)
+    return model
+
+
+def _take_away_outputs(model: ir.Model, captured: Capture) -> None:
+    """Removes the outputs that stand for integer tensors, and names their values instead."""
+    outputs = model.graph.outputs
+    first = len(outputs) - len(captured.tensors)
+    for name, value in zip(captured.tensors, list(outputs)[first:], strict=True):
+        value.name = f"{captured.names[name]}{CODES}"
+    while len(outputs) > first:
+        outputs.pop()
+
+
+def fold_constants(graph: ir.Graph) -> None:
+    """Evaluates arithmetic on shapes and the like, whose inputs are all known."""
+    opset = graph.opset_imports[""]
+    for node in list(graph):
+        known = {text(value): constant_of(value) for value in node.inputs if value is not None}
+        if node.op_type not in FOLDED or any(numbers is None for numbers in known.values()):
+            continue
+        result: list[Array] = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset}).run(None, known)  # type: ignore[arg-type, assignment]
+        output = node.outputs[0]
+        folded = add_initializer(graph, text(output) or node.op_type, np.asarray(result[0]))
+        ir.convenience.replace_all_uses_with(output, folded)
+        graph.remove(node, safe=True)
+
+
+def transpose_weights(graph: ir.Graph) -> None:
+    """Stores the weight of a linear layer as its product reads it: DequantizeLinear -> Transpose becomes
+    DequantizeLinear of the transposed codes, its axis transposed too.
+    """
+    for node in list(graph):
+        source = maker(operand(node, 0), "DequantizeLinear") if node.op_type == "Transpose" else None
+        codes = None if source is None else constant_of(operand(source, 0))
+        if source is None or codes is None or len(readers(source.outputs[0])) != 1:
+            continue
+        order = list(node.attributes["perm"].as_ints())
+        name = f"{text(operand(source, 0))}.transposed"
+        moved = add_initializer(graph, name, np.ascontiguousarray(codes.transpose(order)))
+        axis = source.attributes["axis"].as_int() if "axis" in source.attributes else 1
+        attributes = {"axis": order.index(axis)}
+        replacement = ir.node("DequantizeLinear", [moved, *source.inputs[1:]], attributes=attributes, name=source.name)
+        graph.insert_before(node, replacement)
+        replacement.outputs[0].name = node.outputs[0].name
+        ir.convenience.replace_all_uses_with(node.outputs[0], replacement.outputs[0])
+        graph.remove([node, source], safe=True)
+
+
+def join_dequantizers(graph: ir.Graph) -> None:
+    """Leaves one DequantizeLinear for each integer tensor, and per-tensor ones without an axis."""
+    seen: dict[tuple[ir.Value, bytes, bytes], ir.Node] = {}
+    for node in list(graph):
+        if node.op_type not in LINEARS:
+            continue
+        scale, zero_point = (numbers_of(operand(node, position)) for position in (1, 2))
+        if scale.ndim == 0:
+            node.attributes.pop("axis", None)
+        if node.op_type == "QuantizeLinear":
+            continue
+        key = operand(node, 0), scale.tobytes(), zero_point.tobytes()
+        if key in seen:
+            ir.convenience.replace_all_uses_with(node.outputs[0], seen[key].outputs[0])
+            graph.remove(node, safe=True)
+        else:
+            seen[key] = node
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Names each node after the integer tensor that it leads to: `layer1.0.conv1/Conv`; what leads to none
+    after the tensor that it comes from. Values are named after their nodes.
+    """
+    owner: dict[ir.Node, str] = {}
+    for node in reversed(list(graph)):
+        owner.setdefault(node, _owner(node, owner))
+    used: dict[str, int] = {}
+    outputs = set(graph.outputs)
+    for node in graph:
+        name = f"{owner[node]}/{node.op_type}" if owner[node] else node.op_type
+        used[name] = used.get(name, 0) + 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        for value in node.outputs:
+            if value not in outputs and not text(value).endswith(CODES):
+                value.name = f"{node.name}_output"
+
+
+def _owner(node: ir.Node, owner: dict[ir.Node, str]) -> str:
+    name = text(node.outputs[0])
+    if name.endswith(CODES):
+        return name.removesuffix(CODES)
+    if node.op_type == "DequantizeLinear" and text(operand(node, 0)).endswith(CODES):
+        return text(operand(node, 0)).removesuffix(CODES)
+    following = readers(node.outputs[0])
+    return owner.get(following[0], "") if following else "output"
+
+
+def name_parameters(graph: ir.Graph) -> None:
+    """Gives each integer tensor scale and zero point of its own, named after it. Exporters let equal ones be
+    one initializer under the name of the first, and ONNX Runtime's rewrite of signed weights cannot take that.
+    """
+    made: dict[str, ir.Value] = {}
+    for node in graph:
+        if node.op_type not in LINEARS:
+            continue
+        tensor = text(node.outputs[0] if node.op_type == "QuantizeLinear" else operand(node, 0)).removesuffix(CODES)
+        for position, suffix in ((1, "scale"), (2, "zero_point")):
+            name = f"{tensor}_{suffix}"
+            if name not in made:
+                made[name] = add_initializer(graph, name, numbers_of(operand(node, position)))
+            node.replace_input_with(position, made[name])
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+    for name, value in made.items():  # it may have been taken by what is gone by now
+        if name not in graph.initializers:
+            value.name = name

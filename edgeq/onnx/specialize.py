@@ -1,0 +1,95 @@
+"""Sizes that a graph computes from its inputs, replaced by numbers where they do not depend on the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from edgeq.errors import ExportError
+from edgeq.graph.movers import Method
+from edgeq.graph.program import Program
+from edgeq.modules.integer import OnCodes
+
+RESHAPES = ("reshape", "view")
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a program's graph and keeps what each node gives."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program, garbage_collect_values=False, graph=program.fx_graph)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = super().run_node(n)
+        return self.values[n]
+
+
+@torch.no_grad()
+def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -> None:
+    """Replaces integers in the arguments of the graph by their values for `inputs`, in place. With
+    `dynamic_batch` those that change with the first dimension of the inputs stay, and become -1 where an
+    operation can find them out by itself, so that the file needs no arithmetic on shapes.
+    """
+    values = _run(program, inputs)
+    others = values
+    if dynamic_batch:
+        try:
+            others = _run(program, tuple(_doubled(value) for value in inputs))
+        except RuntimeError as error:
+            raise ExportError(
+                "The model cannot take a batch of another size, so it cannot be exported with dynamic_batch=True: "
+                f"{error}"
+            ) from error
+    fixed = {node: value for node, value in values.items() if _is_size(value) and value == others[node]}
+    for node in list(program.fx_graph.nodes):
+        if node.op.startswith("call") and node not in fixed:
+            node.args, node.kwargs = (
+                fx.node.map_arg(item, lambda n: fixed.get(n, n)) for item in (node.args, node.kwargs)
+            )
+            if dynamic_batch:
+                _infer_batch(node, program, values)
+    for node in reversed(list(program.fx_graph.nodes)):
+        if not node.users and node.op not in ("output", "placeholder"):
+            program.fx_graph.erase_node(node)
+    program.compile_graph()
+
+
+def _run(program: Program, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+    recorder = _Recorder(program)
+    recorder.run(*inputs)
+    return recorder.values
+
+
+def _doubled(value: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, value)
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, tuple) and bool(value) and all(type(v) is int for v in value))
+
+
+def _infer_batch(node: Any, program: Program, values: dict[fx.Node, Any]) -> None:
+    """Lets a reshape whose one unknown size is the batch work it out."""
+    target = node.target
+    mover = program.get_submodule(str(target)) if node.op == "call_module" else None
+    if isinstance(mover, OnCodes):
+        target = getattr(mover.on_reals, "name", getattr(mover.on_reals, "function", type(mover.on_reals)))
+    name = str(getattr(target, "__name__", target)).lower()
+    if name == "flatten" and isinstance(mover, OnCodes) and values[node].dim() > 1:
+        mover.on_codes = mover.on_reals = Method("reshape")
+        node.args, node.kwargs = (node.args[0], -1, *values[node].shape[1:]), {}
+        return
+    if name not in RESHAPES:
+        return
+    in_tuple = isinstance(node.args[1], list | tuple)
+    sizes = list(node.args[1]) if in_tuple else list(node.args[1:])
+    unknown = [index for index, size in enumerate(sizes) if isinstance(size, fx.Node)]
+    literal = [size for size in sizes if not isinstance(size, fx.Node)]
+    if len(unknown) == 1 and -1 not in literal and type(values[sizes[unknown[0]]]) is int:
+        sizes[unknown[0]] = -1
+        node.args = (node.args[0], tuple(sizes)) if in_tuple else (node.args[0], *sizes)

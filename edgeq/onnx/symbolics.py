@@ -1,0 +1,50 @@
+"""How PyTorch's two ONNX exporters write `edgeq::quantize` and `edgeq::dequantize`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIRST_OPSET = 13  # of an axis in QuantizeLinear
+NAMES = {"quantize": "QuantizeLinear", "dequantize": "DequantizeLinear"}
+
+
+def emit(name: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    """The operation, so that whichever exporter is reading the network writes the ONNX one.
+
+    The TorchScript exporter finds a symbolic function that is registered here at the first use; the newer one
+    takes the ONNX operator as it stands.
+    """
+    operation = getattr(torch.ops.edgeq, name)
+    if torch.jit.is_tracing():
+        _register()
+        return operation(x, scale, zero_point, axis)
+    if not torch.onnx.is_in_onnx_export():  # torch.export by itself: the operation stays
+        return operation(x, scale, zero_point, axis)
+    return torch.onnx.ops.symbolic(
+        NAMES[name],
+        (x, scale, zero_point),
+        {"axis": axis},
+        dtype=zero_point.dtype if name == "quantize" else torch.float32,
+        shape=x.shape,
+        version=FIRST_OPSET,
+    )
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    from torch.onnx import symbolic_helper
+
+    @symbolic_helper.parse_args("v", "v", "v", "i")
+    def quantize(g: Any, x: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+        return g.op("QuantizeLinear", x, scale, zero_point, axis_i=axis)
+
+    @symbolic_helper.parse_args("v", "v", "v", "i")
+    def dequantize(g: Any, codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+        return g.op("DequantizeLinear", codes, scale, zero_point, axis_i=axis)
+
+    torch.onnx.register_custom_op_symbolic("edgeq::quantize", quantize, FIRST_OPSET)
+    torch.onnx.register_custom_op_symbolic("edgeq::dequantize", dequantize, FIRST_OPSET)

@@ -1,0 +1,241 @@
+"""Proof that a file computes what was validated: every integer of every tensor, compared with ONNX Runtime.
+
+Two questions are kept apart for each tensor. *Inherited*: how do the integers compare when both networks run
+from the input on? *Local*: how do they compare when the operation that gives the tensor is done on the
+runtime's own inputs? A tensor that differs but not locally has only inherited what went wrong before it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from edgeq.errors import ExportError
+from edgeq.graph.convert import ConvertedModule
+from edgeq.modules.integer import IntegerLayer
+from edgeq.onnx.capture import tensor_names
+from edgeq.onnx.session import Runtime
+from edgeq.onnx.tolerance import Tolerance, cause_of, tolerance_of
+
+BATCH = 64
+
+
+@dataclass
+class TensorParity:
+    """How the integers of one tensor compare. Shares are of `elements`; greatest differences are in steps."""
+
+    name: str
+    operation: str
+    tolerance: Tolerance
+    elements: int = 0
+    unequal: int = 0
+    greatest: int = 0
+    local_unequal: int = 0
+    local_greatest: int = 0
+
+    def add(self, ours: np.ndarray, theirs: np.ndarray, local: np.ndarray) -> None:
+        """Takes in one batch of integers."""
+        inherited, own = (np.abs(values.astype(np.int64) - theirs) for values in (ours, local))
+        self.elements += theirs.size
+        self.unequal += int(np.count_nonzero(inherited))
+        self.local_unequal += int(np.count_nonzero(own))
+        if theirs.size:
+            self.greatest = max(self.greatest, int(inherited.max()))
+            self.local_greatest = max(self.local_greatest, int(own.max()))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the operation by itself keeps to its tolerance."""
+        return self.local_greatest <= self.tolerance.steps and self.local_unequal <= self.tolerance.allowed(
+            self.elements
+        )
+
+
+@dataclass
+class Parity:
+    """A comparison of a converted network with one way of running its file: `runtime` is "unfused", every node
+    as it stands, or "fused", with the kernels that ONNX Runtime puts together. `agreement` is the share of equal
+    top-1 results in percent, `exact_outputs` that of equal output numbers, `error` their greatest difference.
+    """
+
+    runtime: str
+    tensors: list[TensorParity]
+    images: int = 0
+    agreement: float = 100.0
+    exact_outputs: float = 100.0
+    error: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every operation keeps to its tolerance."""
+        return all(tensor.passed for tensor in self.tensors)
+
+    @property
+    def unequal(self) -> int:
+        """Integers that differ, over all tensors."""
+        return sum(tensor.unequal for tensor in self.tensors)
+
+    @property
+    def elements(self) -> int:
+        """Integers that were compared."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def first_divergence(self) -> TensorParity | None:
+        """The first tensor, in the order of the data, whose own operation differs."""
+        return next((tensor for tensor in self.tensors if tensor.local_unequal), None)
+
+    def cause(self) -> str | None:
+        """Why the first tensor that differs does, as far as it is known."""
+        first = self.first_divergence
+        return None if first is None else cause_of(first.operation, self.runtime)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.runtime}: {'passed' if self.passed else 'FAILED'}, {self.unequal} of {self.elements} integers "
+            f"differ over {self.images} images, top-1 agrees on {self.agreement:.2f} %"
+        ]
+        first = self.first_divergence
+        if first is not None:
+            share = 100 * first.local_unequal / max(first.elements, 1)
+            lines.append(
+                f"  first at {first.name} ({first.operation}): {share:.4f} % by at most {first.local_greatest}"
+            )
+            lines.append(f"  cause: {self.cause()}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def compare(
+    network: ConvertedModule, file: str | Path | onnx.ModelProto, inputs: tuple[Any, ...], batch: int | None = BATCH
+) -> list[Parity]:
+    """Compares the network with the file on `inputs`, without and with the runtime's fusions.
+
+    The inputs are taken `batch` at a time, or all at once with None, as a file of fixed batch size needs it.
+    Raises ExportError when the file lacks a tensor of the network: a quantizer was lost.
+    """
+    model = onnx.load(file) if isinstance(file, str | Path) else file
+    network = copy.deepcopy(network).cpu()
+    for module in network.modules():
+        if isinstance(module, IntegerLayer):
+            module.readers = []  # every tensor is to be seen as codes
+    names = tensor_names(network)
+    exposed = expose(model, names)
+    comparisons = [_Comparison(network, exposed, names, fused) for fused in (False, True)]
+    for part in _parts(inputs, batch):
+        ours = _Run(network)
+        result = ours.run(*part)
+        for comparison in comparisons:
+            comparison.add(part, ours.codes, result)
+    return [comparison.finished() for comparison in comparisons]
+
+
+def expose(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
+    """A copy of the model that also returns each integer tensor."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    there = {output for node in model.graph.node for output in node.output}
+    missing = [name for name in names.values() if f"{name}/codes" not in there]
+    if missing:
+        raise ExportError(f"The file has lost {len(missing)} quantizers: {', '.join(missing[:5])}.")
+    types = {info.name: info for info in model.graph.value_info}
+    for name in names.values():
+        exposed.graph.output.append(types.get(f"{name}/codes") or helper.make_empty_tensor_value_info(f"{name}/codes"))
+    return exposed
+
+
+class _Comparison:
+    """One way of running the file, compared batch by batch."""
+
+    def __init__(self, network: ConvertedModule, model: onnx.ModelProto, names: dict[str, str], fused: bool) -> None:
+        self.network, self.names = network, names
+        self.runtime = Runtime(model, fused)
+        operations = network.operations
+        self.checks = {
+            key: TensorParity(name, operations[key], tolerance_of(operations[key], network.qconfig))
+            for key, name in names.items()
+        }
+        self.parity = Parity("fused" if fused else "unfused", list(self.checks.values()))
+        self.ours: list[Tensor] = []
+        self.theirs: list[Tensor] = []
+
+    def add(self, part: tuple[Any, ...], codes: dict[str, Tensor], result: Any) -> None:
+        """Takes in one batch, for which the network gave `codes` and `result`."""
+        leaves = [leaf for leaf in pytree.tree_leaves(part) if isinstance(leaf, Tensor)]
+        theirs = self.runtime.run([leaf.numpy() for leaf in leaves])
+        given = {key: _like(codes[key], theirs[f"{name}/codes"]) for key, name in self.names.items()}
+        local = _Run(self.network, given)
+        local.run(*part)
+        for key, check in self.checks.items():
+            check.add(codes[key].numpy(), given[key].numpy(), local.codes[key].numpy())
+        self.ours.append(next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)))
+        self.theirs.append(torch.from_numpy(next(iter(theirs.values()))))
+        self.parity.images += len(leaves[0]) if leaves and leaves[0].dim() else 1
+
+    def finished(self) -> Parity:
+        """The comparison of all batches; the outputs are compared by the first of them."""
+        ours, theirs = torch.cat(self.ours), torch.cat(self.theirs)
+        self.parity.exact_outputs = 100 * float((ours == theirs).double().mean())
+        self.parity.error = float((ours - theirs).abs().max())
+        if ours.dim() > 1:
+            self.parity.agreement = 100 * float((ours.argmax(1) == theirs.argmax(1)).double().mean())
+        if self.runtime.avoids_saturation:
+            self.parity.notes.append(
+                "this host's kernels for signed 8-bit weights saturate (no VNNI): compared without them"
+            )
+        return self.parity
+
+
+def _like(ours: Tensor, theirs: np.ndarray) -> Tensor:
+    """The file's codes as the network writes them: an integer file holds signed ones 128 greater."""
+    codes = torch.from_numpy(theirs)
+    return (
+        (codes.to(torch.int16) - 128).to(torch.int8)
+        if ours.dtype == torch.int8 and codes.dtype == torch.uint8
+        else codes
+    )
+
+
+def _parts(inputs: tuple[Any, ...], batch: int | None) -> Iterator[tuple[Any, ...]]:
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    inputs = pytree.tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, inputs)
+    length = len(leaves[0]) if leaves else 1
+    if batch is None or length <= batch:
+        yield inputs
+        return
+    for start in range(0, length, batch):
+        yield pytree.tree_map(
+            lambda x: x[start : start + batch] if isinstance(x, Tensor) and x.dim() else x,  # noqa: B023
+            inputs,
+        )
+
+
+class _Run(fx.Interpreter):
+    """Runs a converted network and keeps its integer tensors in `codes`. With `given`, every operation works on
+    those integers instead of the ones that came before it.
+    """
+
+    def __init__(self, network: ConvertedModule, given: dict[str, Tensor] | None = None) -> None:
+        super().__init__(network, graph=network.fx_graph)
+        self.given = given or {}
+        self.codes: dict[str, Tensor] = {}
+        self.tensors = set(network.tensors)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.tensors:
+            self.codes[n.name] = value
+            return self.given.get(n.name, value)
+        return value

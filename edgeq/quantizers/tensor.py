@@ -1,0 +1,125 @@
+"""The quantizer of an activation, or of a constant that is used like one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeq.errors import CalibrationError
+from edgeq.modules.qdq import dequantize, exporting, quantize
+from edgeq.observers.registry import OBSERVERS
+from edgeq.phase import Phase
+from edgeq.qparams import QParams, qparams_of_range
+from edgeq.quantizers import kernel
+from edgeq.spec import Method, ScaleKind, TensorSpec
+
+
+class TensorQuantizer(nn.Module):
+    """One range, and all the tensors that share it.
+
+    `name` is the tensor's name in the graph, for messages. `fixed` is the range of an operation whose output
+    is known beforehand (sigmoid, softmax, tanh); its scale is a power of two and is never observed.
+
+    Buffers: those of `QParams`, shape (), and the observer's.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: Tensor
+    quant_max: Tensor
+
+    def __init__(self, name: str, spec: TensorSpec, observer: Method, fixed: tuple[float, float] | None = None) -> None:
+        super().__init__()
+        self.name, self.spec, self.fixed = name, spec, fixed
+        self.phase = Phase.FLOAT
+        self.observer = None if fixed else OBSERVERS[observer.name](spec, **dict(observer.options))
+        for key, value in self._parameters_of(*(fixed or (0.0, 0.0)))._asdict().items():
+            self.register_buffer(key, value)
+        self.read_bounds()
+
+    def _parameters_of(self, low: float | Tensor, high: float | Tensor) -> QParams:
+        spec = self.spec
+        if self.fixed:
+            spec = dataclasses.replace(spec, scale=ScaleKind.POWER_OF_TWO, range_max=None, fixed_range=None)
+        return qparams_of_range(spec, torch.as_tensor(low), torch.as_tensor(high))
+
+    @property
+    def qparams(self) -> QParams:
+        """The numbers in force."""
+        return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+    @property
+    def observed(self) -> bool:
+        """Whether a floating tensor ever came by, or none needs to. Reads a buffer: not for a forward pass."""
+        return self.observer is None or bool(self.observer.batches > 0)
+
+    def forward(self, x: Any, floor: float | None = None, ceiling: float | None = None, fresh: bool = False) -> Any:
+        """`x` as the phase wants it: clamped to floor..ceiling, the bounds of the activation function that the
+        quantizer has absorbed, and quantized. What is not a floating tensor passes untouched. `fresh` says
+        that nobody else holds `x`, so that it may be overwritten where no gradient is recorded.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        if self.phase is Phase.FLOAT or self.phase is Phase.OBSERVE:
+            x = clip(x, floor, ceiling, fresh)
+            if self.phase is Phase.OBSERVE and self.observer is not None:
+                self.observer.observe(x.detach())
+            return x
+        if exporting():
+            return self._export(x, floor, ceiling)
+        if self.phase is Phase.ADAPT and self.observer is not None:
+            self.observer.observe(x.detach(), floor, ceiling)
+            self.refresh()
+        grid = kernel.grid_of(self.qparams, floor, ceiling)
+        return kernel.fake_quantize(x, grid, self.spec.rounding, floor, ceiling, overwrite=fresh)
+
+    def _export(self, x: Tensor, floor: float | None, ceiling: float | None) -> Tensor:
+        """What an exporter that was handed the prepared network itself reads: activation, QuantizeLinear,
+        DequantizeLinear. The code bounds were read when the network went into evaluation.
+        """
+        x = clip(x, floor, ceiling, fresh=False)
+        dtype = torch.int8 if self.bounds[0] < 0 else torch.uint8
+        codes = quantize(x, self.scale, self.zero_point.to(dtype))
+        limits = torch.iinfo(dtype)
+        if self.bounds != (limits.min, limits.max):
+            codes = codes.clamp(*self.bounds)
+        return dequantize(codes, self.scale, self.zero_point.to(dtype))
+
+    def read_bounds(self) -> None:
+        """Takes the code bounds from their buffers, so that an export does not have to."""
+        self.bounds = int(self.quant_min), int(self.quant_max)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Takes over the observer's range, in place, so that whoever holds the buffers sees it."""
+        if self.observer is None:
+            return
+        for key, value in self._parameters_of(*self.observer.range())._asdict().items():
+            getattr(self, key).copy_(value)
+
+    def finish(self) -> None:
+        """Ends an observation: the range must be usable. Raises CalibrationError when it is not."""
+        if self.observer is None or not self.observed:
+            return
+        extremes = torch.stack([self.observer.low, self.observer.high])
+        if not bool(torch.isfinite(extremes).all()):
+            raise CalibrationError(
+                f"The tensor {self.name!r} held NaN or infinity during calibration (range {extremes.tolist()}). "
+                "Look at the data, and at the layers before it, with torch.autograd.detect_anomaly or by hand."
+            )
+        self.refresh()
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.spec.bits} bits"
+
+
+def clip(x: Tensor, floor: float | None, ceiling: float | None, fresh: bool) -> Tensor:
+    """The activation function that a quantizer absorbs, by itself."""
+    if floor is None and ceiling is None:
+        return x
+    if fresh and not (torch.is_grad_enabled() and x.requires_grad):
+        return x.clamp_(floor, ceiling)
+    return torch.relu(x) if floor == 0.0 and ceiling is None else x.clamp(floor, ceiling)

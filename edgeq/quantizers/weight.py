@@ -1,0 +1,139 @@
+"""The quantizer of a weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeq.arithmetic import PowerOfTwoRule, along, power_of_two, round_to_integer
+from edgeq.observers.minmax import MinMaxObserver
+from edgeq.observers.registry import OBSERVERS
+from edgeq.phase import Phase
+from edgeq.qparams import qparams_of_range
+from edgeq.spec import Granularity, Method, TensorSpec
+
+
+class WeightQuantizer(nn.Module):
+    """Symmetric, signed codes of a weight, with one scale or one for each output channel (along `axis`).
+
+    Buffers: `scale`, shape () or (channels,), the scale of the weight as it is deployed, which means with the
+    batch norm that follows folded into it; and with error-compensated rounding `offset`, int8, of the weight's
+    shape: by how many steps a code differs from the nearest one.
+    """
+
+    scale: Tensor
+    offset: Tensor | None
+
+    def __init__(
+        self, spec: TensorSpec, observer: Method, channels: int, axis: int, offset_shape: torch.Size | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.axis = spec, axis
+        self.phase = Phase.FLOAT
+        per_channel = spec.granularity is Granularity.CHANNEL
+        shape = (channels,) if per_channel else ()
+        self.observer = OBSERVERS[observer.name](
+            spec, channels if per_channel else None, axis if per_channel else None, **dict(observer.options)
+        )
+        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("offset", None if offset_shape is None else torch.zeros(offset_shape, dtype=torch.int8))
+        self.codes_min, self.codes_max = spec.codes(signed=True)
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, smallest: Tensor | None = None) -> None:
+        """Takes the scale from `weight`, the deployed one. `smallest`, shape () or (channels,), is the least
+        scale at which the layer's bias fits its integer type.
+        """
+        low, high = self.observer.measure(weight)
+        self._set_scale(low, high, smallest)
+
+    def _set_scale(self, low: Tensor, high: Tensor, smallest: Tensor | None) -> None:
+        scale = qparams_of_range(self.spec, low, high).scale
+        if smallest is not None:
+            smallest = smallest.amax() if scale.dim() == 0 else smallest.expand_as(scale)
+            if self.spec.rule is not None:
+                smallest = torch.where(smallest > 0, power_of_two(smallest, PowerOfTwoRule.CEIL), smallest)
+            scale = torch.maximum(scale, smallest)
+        self.scale.copy_(scale)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The integers, as float32, of a deployed weight."""
+        ratio = weight.to(torch.float32) / along(self.scale, self.axis, weight.dim())
+        codes = round_to_integer(ratio)
+        if self.offset is not None:
+            codes = codes + self.offset
+        return codes.clamp_(self.codes_min, self.codes_max)
+
+    @property
+    def _clips(self) -> bool:
+        """Whether a weight may lie outside of the codes. Not while the scale follows its extremes."""
+        limited = self.spec.range_max is not None or self.spec.fixed_range is not None
+        return limited or self.phase is not Phase.ADAPT or not isinstance(self.observer, MinMaxObserver)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The deployed weight as its codes keep it; the gradient is straight through inside of the range."""
+        scale = along(self.scale, self.axis, weight.dim())
+        return RoundWeight.apply(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
+
+    def raw(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """The weight before a live batch norm, so rounded that the norm's `factor`, shape (channels,), turns it
+        into the deployed codes: ``round(w f / s) s / f`` is the rounding of w at the signed scale s / f, and no
+        activation has to be divided by anything.
+
+        A channel whose deployed weight would round to nothing, gamma = 0 among them, keeps three levels of its
+        own instead of none, so that gamma can still learn.
+        """
+        with torch.no_grad():
+            rows = weight.transpose(0, self.axis).flatten(1)
+            ends = torch.stack([rows.amin(1), rows.amax(1)]).to(torch.float32)
+            if self.phase is Phase.ADAPT:
+                self._follow(weight, factor, ends)
+            largest = ends.abs().amax(0)
+            size = self.scale / factor.abs()
+            size = torch.where(size < largest, size, torch.where(largest > 0, largest, 1.0))
+            signed = along(torch.where(factor < 0, -size, size), self.axis, weight.dim())
+        return RoundWeight.apply(weight, signed, None, self.codes_min, self.codes_max, self._clips)
+
+    def _follow(self, weight: Tensor, factor: Tensor, ends: Tensor) -> None:
+        """Takes the deployed scale from a raw weight whose extremes, shape (2, channels), are known."""
+        if not isinstance(self.observer, MinMaxObserver):
+            self.refresh(weight * along(factor, self.axis, weight.dim()))
+            return
+        deployed = ends * factor
+        low, high = deployed.amin(0), deployed.amax(0)
+        if self.scale.dim() == 0:
+            low, high = low.amin(), high.amax()
+        self._set_scale(low, high, None)
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.bits} bits, {self.spec.granularity.value}, {self.spec.scale.value}"
+
+
+class RoundWeight(torch.autograd.Function):
+    """``clamp(round(w / s) + offset) * s`` with the straight-through gradient: one inside of the codes' range,
+    and everywhere when `clips` is false.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, offset: Tensor | None, codes_min: int, codes_max: int, clips: bool
+    ) -> Tensor:
+        """The rounded weight; keeps what the gradient needs."""
+        ctx.range = (codes_min - 0.5, codes_max + 0.5) if clips else None
+        if clips:
+            ctx.save_for_backward(weight, scale)
+        codes = torch.div(weight.to(torch.float32), scale).round_()
+        if offset is not None:
+            codes.add_(offset)
+        return codes.clamp_(codes_min, codes_max).mul_(scale).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        if ctx.range is not None:
+            weight, scale = ctx.saved_tensors
+            ratio = weight / scale
+            grad = grad * ((ratio > ctx.range[0]) & (ratio < ctx.range[1]))
+        return grad, None, None, None, None, None

@@ -1,0 +1,138 @@
+"""Bias calibration, and the steps that a preset adds to it, over the layers in the order of the data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from edgeq.phase import Phase, set_phase
+from edgeq.recovery.bank import InputBank
+from edgeq.recovery.registry import RECOVERY_STEPS
+
+if TYPE_CHECKING:
+    from edgeq.graph.prepared import PreparedModule
+    from edgeq.modules.layer import QuantizedLayer
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+Recorder = Callable[["QuantizedLayer", Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Calibration:
+    """What a calibration ends with.
+
+    Bias calibration moves each layer's bias by ``factor * (mean of the float output - mean of the quantized
+    output)`` for each channel, once a batch that was seen. The move is made once for n batches, by
+    ``1 - (1 - factor)**n``, which is what n small moves of the same error come to, on a sample of the inputs
+    that was kept. The layers are taken in the order in which data flows, so that each one corrects what its
+    predecessors, already corrected, leave (Nagel et al., arXiv 1906.04721, section 4.2; Finkelstein et al.,
+    arXiv 1906.03193). `steps` are names of `RECOVERY_STEPS`, run at each layer before its bias is measured.
+    """
+
+    factor: float
+    steps: tuple[str, ...] = ()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is anything to do."""
+        return self.factor > 0 or bool(self.steps)
+
+    @torch.no_grad()
+    def run(self, network: PreparedModule, bank: InputBank) -> None:
+        """For the kept inputs: the float network's means, then the quantized network, corrected as the data
+        arrives at each layer. Leaves the modes of all modules as they were.
+        """
+        modes = {module: module.training for module in network.modules()}
+        phase = {module: module.phase for module in modes if hasattr(module, "phase")}
+        for module in modes:
+            module.training = False
+        calls = bank.batches()
+        move = 1 - (1 - self.factor) ** (bank.steps / len(calls))
+        layers = network.layers()
+        biases = _movable_biases(layers)
+        try:
+            for number, call in enumerate(calls):
+                means = _Means()
+                _run(network, Phase.FLOAT, call, means)
+                steps = self.steps if number == 0 else ()
+                _run(network, Phase.QUANTIZE, call, _Correction(means.of, biases, move, steps))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for module, before in phase.items():
+                module.phase = before
+
+
+def _run(network: PreparedModule, phase: Phase, call: Call, recorder: Recorder) -> None:
+    args, kwargs = call
+    layers = network.layers()
+    set_phase(network, phase)
+    for layer in layers:
+        layer.recorder = recorder
+    try:
+        network.run(*args, **kwargs)
+    finally:
+        for layer in layers:
+            layer.recorder = None
+            layer.forget()
+
+
+class _Means:
+    """Records each layer's mean output, shape (channels,)."""
+
+    def __init__(self) -> None:
+        self.of: dict[QuantizedLayer, Tensor] = {}
+
+    def __call__(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> Tensor:
+        self.of[layer] = channel_mean(layer, output)
+        return output
+
+
+class _Correction:
+    """Runs the recovery steps of each layer, then moves its bias, and lets the corrected output go on."""
+
+    def __init__(
+        self,
+        means: dict[QuantizedLayer, Tensor],
+        biases: dict[QuantizedLayer, Tensor],
+        move: float,
+        steps: tuple[str, ...],
+    ) -> None:
+        self.means, self.biases, self.move = means, biases, move
+        self.steps = [RECOVERY_STEPS[step] for step in steps]
+
+    def __call__(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> Tensor:
+        for step in self.steps:
+            step(layer, x)
+        if self.steps:
+            output = layer.simulated(x)
+        bias = self.biases.get(layer)
+        if bias is None or self.move == 0:
+            return output
+        shift = self.move * (self.means[layer] - channel_mean(layer, output))
+        bias.add_(shift)
+        layer.bias_shift.add_(shift)
+        return output + layer.operation.spread(shift, output)
+
+
+def channel_mean(layer: QuantizedLayer, output: Tensor) -> Tensor:
+    """Mean over everything but the channels, shape (channels,), over all processes."""
+    mean = output.to(torch.float32).transpose(0, layer.operation.channel_axis).flatten(1).mean(1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mean)
+        mean.div_(torch.distributed.get_world_size())
+    return mean
+
+
+def _movable_biases(layers: list[QuantizedLayer]) -> dict[QuantizedLayer, Tensor]:
+    """The parameter that holds each layer's deployed bias: the batch norm's, else the layer's. Layers without
+    one, and layers that share one, whose calls would move it in different directions, are left out.
+    """
+    found = {layer: layer.deployed_bias for layer in layers if layer.deployed_bias is not None}
+    uses = Counter(id(bias) for bias in found.values())
+    return {layer: bias for layer, bias in found.items() if uses[id(bias)] == 1}

@@ -1,0 +1,191 @@
+"""What a preset says about each tensor: frozen, strictly read, comparable, and written back without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from edgeq import strict
+from edgeq.arithmetic import PowerOfTwoRule, Rounding, Sign, code_range
+from edgeq.errors import SpecError
+from edgeq.observers.registry import OBSERVERS
+from edgeq.recovery.registry import RECOVERY_STEPS
+from edgeq.registry import Registry
+
+
+class Granularity(StrEnum):
+    """How many scales a tensor has."""
+
+    TENSOR = "tensor"
+    CHANNEL = "channel"  # one a channel of the output, along the weight's output axis
+
+
+class ScaleKind(StrEnum):
+    """Which numbers may be scales."""
+
+    FREE = "free"
+    POWER_OF_TWO = "power_of_two"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered algorithm and its options; in a file ``"name"`` or ``{name = "name", option = value}``."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def from_data(cls, value: Any, where: str) -> Method:
+        """Reads either form. The names are checked where the registry is known, by `check`."""
+        if isinstance(value, Method):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+            options = {key: item for key, item in value.items() if key != "name"}
+            return cls(value["name"], tuple(sorted(options.items())))
+        raise SpecError(f"{where} must be a name or a table with a name, got {value!r}.")
+
+    def to_data(self) -> Any:
+        """The shortest form that `from_data` reads back."""
+        return {"name": self.name, **dict(self.options)} if self.options else self.name
+
+    def check(self, registry: Registry[Any], where: str) -> None:
+        """Raises SpecError unless the name is registered and takes these options."""
+        try:
+            known = registry.options(self.name)
+        except SpecError as error:
+            raise SpecError(f"{where}: {error}") from None
+        strict.check_keys(dict(self.options), known, f"{where} ({self.name})")
+        for key, value in self.options:
+            default = known[key]
+            accepted = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(value, accepted) or isinstance(value, bool) is not isinstance(default, bool):
+                raise SpecError(f"{where}.{key} must be {type(default).__name__}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """How one tensor, or one kind of tensors, is quantized.
+
+    `range_max` limits the range that an observer found to -range_max..range_max (0..range_max when nothing is
+    negative); `fixed_range` replaces it, so that the scale is a constant. `reduce_range` leaves the top bit of
+    the type unused, for kernels whose 16-bit intermediate sums would saturate. `observer` finds the range
+    during calibration, `training_observer` during training, where it must follow a moving target.
+    """
+
+    bits: int = strict.number(8, 2, 16)
+    sign: Sign = Sign.AUTO
+    symmetric: bool = False
+    granularity: Granularity = Granularity.TENSOR
+    scale: ScaleKind = ScaleKind.FREE
+    power_of_two_rule: PowerOfTwoRule = PowerOfTwoRule.CEIL
+    range_max: float | None = strict.number(None, 1e-9, 1e9)
+    fixed_range: float | None = strict.number(None, 1e-9, 1e9)
+    reduce_range: bool = False
+    rounding: Rounding = Rounding.HALF_EVEN
+    observer: Method = Method("minmax")
+    training_observer: Method = Method("moving_average")
+
+    def __post_init__(self) -> None:
+        self.observer.check(OBSERVERS, "observer")
+        self.training_observer.check(OBSERVERS, "training_observer")
+
+    def codes(self, signed: bool) -> tuple[int, int]:
+        """Smallest and greatest code that a tensor of this spec uses."""
+        return code_range(self.bits - self.reduce_range, signed)
+
+    @property
+    def rule(self) -> PowerOfTwoRule | None:
+        """The power-of-two rule where one applies, else None."""
+        return self.power_of_two_rule if self.scale is ScaleKind.POWER_OF_TWO else None
+
+
+WEIGHT = TensorSpec(
+    sign=Sign.SIGNED, symmetric=True, granularity=Granularity.CHANNEL, training_observer=Method("minmax")
+)
+
+
+@dataclass(frozen=True)
+class BiasSpec:
+    """The integer type of a bias. Its scale is the accumulator's: input scale times weight scale."""
+
+    bits: int = strict.number(32, 8, 32)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Another spec for some layers: by exact `name`, by `pattern` (a regular expression that the whole name must
+    match), or by `type` (class name of the module, or the operator's name in edgeq's table).
+
+    Where several rules match, a name wins over a pattern and a pattern over a type; among equals the first
+    wins. ``quantize = false`` leaves the layer in float.
+    """
+
+    type: str | None = None
+    pattern: str | None = None
+    name: str | None = None
+    quantize: bool = True
+    weight: TensorSpec | None = None
+    activation: TensorSpec | None = None
+
+    def __post_init__(self) -> None:
+        keys = [key for key in ("type", "pattern", "name") if getattr(self, key) is not None]
+        if len(keys) != 1:
+            raise SpecError(f"A rule needs exactly one of type, pattern and name, got {keys or 'none of them'}.")
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise SpecError(f"The rule's pattern {self.pattern!r} is no regular expression: {error}.") from None
+
+    @property
+    def level(self) -> int:
+        """Precedence: 3 name, 2 pattern, 1 type."""
+        return 3 if self.name is not None else 2 if self.pattern is not None else 1
+
+    def matches(self, name: str, types: tuple[str, ...]) -> bool:
+        """Whether the layer called `name`, known under any of `types`, falls under this rule."""
+        if self.name is not None:
+            return name == self.name or name.startswith(f"{self.name}.")
+        if self.pattern is not None:
+            return re.fullmatch(self.pattern, name) is not None
+        return self.type in types
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """A preset: one spec for weights, one for activations, one for biases, and rules for some layers.
+
+    `edges` is the second half of ``"A+B"``: the preset of the network's input, of its first convolution's
+    weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with.
+    """
+
+    name: str = "custom"
+    summary: str = ""
+    weight: TensorSpec = WEIGHT
+    activation: TensorSpec = TensorSpec()
+    bias: BiasSpec = BiasSpec()
+    recovery: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    edges: QConfig | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.weight.symmetric or self.weight.sign is not Sign.SIGNED:
+            raise SpecError(f"The weight of {self.name!r} must be symmetric and signed: runtimes take no other.")
+        if self.activation.granularity is not Granularity.TENSOR:
+            raise SpecError(f"The activation of {self.name!r} must have granularity 'tensor', not 'channel'.")
+        for step in self.recovery:
+            RECOVERY_STEPS[step]
+
+    def rule_for(self, name: str, types: tuple[str, ...]) -> Rule | None:
+        """The rule that decides about a layer, or None."""
+        matching = [rule for rule in self.rules if rule.matches(name, types)]
+        return max(matching, key=lambda rule: rule.level, default=None)  # the first among equals
+
+    def with_edges(self, edges: QConfig) -> QConfig:
+        """The mixed-precision preset ``self + edges``."""
+        return dataclasses.replace(self, name=f"{self.name}+{edges.name}", edges=edges)

@@ -1,0 +1,3 @@
+"""The version of edgeq."""
+
+__version__ = "0.1.0"

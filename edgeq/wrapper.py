@@ -1,0 +1,287 @@
+"""What a user holds: a model that calibrates or trains quantized, converts, exports and proves itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from edgeq.backends import BackendSpec, load_backend, settle
+from edgeq.checkpoint import LoadReport, load_weights
+from edgeq.errors import CalibrationError, SpecError
+from edgeq.graph.convert import ConvertedModule, convert
+from edgeq.graph.explain import explain
+from edgeq.graph.prepare import prepare
+from edgeq.graph.prepared import PreparedModule
+from edgeq.presets import load_preset
+from edgeq.recovery.calibration import Calibration
+from edgeq.schedule import Schedule
+from edgeq.spec import QConfig
+
+if TYPE_CHECKING:
+    from edgeq.onnx.export import ExportResult
+    from edgeq.onnx.verify import Parity
+
+logger = logging.getLogger(__name__)
+
+Preset = str | Path | Mapping[str, Any] | QConfig
+Backend = str | Path | Mapping[str, Any] | BackendSpec
+
+
+class ExportingModule(nn.Module):
+    """A wrapper around a network that can leave the house."""
+
+    module: nn.Module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def integer_network(self) -> ConvertedModule:
+        """The network of integers that is exported."""
+        raise NotImplementedError
+
+    def export(
+        self,
+        example_inputs: Any,
+        filename: str | Path = "model.onnx",
+        opset_version: int | None = None,
+        format: str = "qdq",  # noqa: A002 - the word that users of exporters know
+        *,
+        dynamic_batch: bool = False,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+        verify: bool = True,
+    ) -> ExportResult:
+        """Writes an ONNX file and compares it with the network in ONNX Runtime, on `example_inputs`: the only
+        argument of the model's forward, or a tuple of all of them.
+
+        `format` is "qdq" (float operators between QuantizeLinear and DequantizeLinear, which importers of
+        devices read) or "integer" (QLinearConv, QLinearMatMul, MatMulInteger). `opset_version` is 13 to 21, by
+        default the backend's. Raises ExportError, and leaves no file, when it cannot be written or checked, and
+        CalibrationError when there are no ranges yet.
+        """
+        from edgeq.onnx.export import as_inputs, export
+
+        return export(
+            self.integer_network(),
+            as_inputs(example_inputs),
+            filename,
+            opset_version,
+            format,
+            dynamic_batch,
+            input_names,
+            output_names,
+            verify,
+        )
+
+    def verify(self, filename: str | Path, inputs: Any, batch: int | None = 64) -> list[Parity]:
+        """Compares a file with the network, integer by integer, in ONNX Runtime: without and with its fusions.
+        `batch` is how many inputs go in at a time; None, all at once, for a file of fixed batch size.
+        """
+        from edgeq.onnx.export import as_inputs
+        from edgeq.onnx.verify import compare
+
+        return compare(self.integer_network(), filename, as_inputs(inputs), batch)
+
+
+class QuantizedWrapper(ExportingModule):
+    """What calibration and training have in common; the network itself is `module`."""
+
+    module: PreparedModule
+    is_qat: bool
+
+    def __init__(
+        self,
+        model: nn.Module,
+        qconfig_type: Preset | None,
+        backend: Backend,
+        example_inputs: Any,
+        schedule: Schedule,
+        bias_calibration_factor: float,
+        untraced: Iterable[str | type[nn.Module]],
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise SpecError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        if isinstance(model, ExportingModule | PreparedModule | ConvertedModule):
+            raise SpecError(f"model is already quantized ({type(model).__name__}): wrap the float model.")
+        if isinstance(bias_calibration_factor, bool) or not 0 <= bias_calibration_factor <= 1:
+            raise SpecError(f"bias_calibration_factor must lie in 0..1, got {bias_calibration_factor!r}.")
+        spec = load_backend(backend)
+        qconfig = settle(load_preset(qconfig_type), spec)
+        steps = () if self.is_qat else qconfig.recovery
+        calibration = Calibration(float(bias_calibration_factor), steps)
+        self.module = prepare(model, qconfig, spec, schedule, calibration, self.is_qat, untraced)
+        self.training = model.training
+        self.module.training = model.training
+        self.module.apply_mode()
+        if example_inputs is not None:
+            self._try(example_inputs)
+
+    def _try(self, example_inputs: Any) -> None:
+        """Runs the prepared network once, in float, so that what does not fit shows now and not in training."""
+        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        with torch.no_grad():
+            self.module.run_float(*args)
+
+    # ---- the schedule by hand
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch it is, for trainers that change modes within an epoch; ``train()`` then counts for
+        nothing.
+        """
+        self.module.set_epoch(epoch)
+
+    def freeze(self, freeze_bn: bool | None = True, freeze_observers: bool | None = True) -> None:
+        """Stops the updates of batch-norm statistics and of ranges (True), resumes them (False), or leaves them
+        as they are (None), whatever the schedule says.
+        """
+        self.module.freeze(freeze_bn, freeze_observers)
+
+    def unfreeze(self) -> None:
+        """Resumes the updates of batch-norm statistics and of ranges, whatever the schedule says."""
+        self.freeze(False, False)
+
+    def calibrate(self, loader: Iterable[Any], epochs: int | None = None) -> QuantizedWrapper:
+        """Runs the batches of `loader` through the network in ``train()`` mode, without gradients, then
+        ``eval()``. A batch is the model's input, or a tuple or list whose first item is; `epochs` defaults to
+        the number in which ranges are observed.
+
+        Raises CalibrationError for a loader without batches, or data with NaN or infinity.
+        """
+        for _ in range(max(1, self.module.schedule.observer_epochs) if epochs is None else epochs):
+            self.train()
+            batches = 0
+            with torch.no_grad():
+                for batch in tqdm(loader, desc="calibrate", disable=None, leave=False):
+                    self(batch[0] if isinstance(batch, tuple | list) else batch)
+                    batches += 1
+            if batches == 0:
+                raise CalibrationError("The loader gave no batch, so there is nothing to calibrate with.")
+        self.eval()
+        return self
+
+    def load_weights(self, pretrained: str | Path | Mapping[str, Any], strict: bool = False) -> LoadReport:
+        """Loads a checkpoint, of the float model or of this one, from a path or a dict, and reports which keys
+        were loaded, are missing, are unexpected or differ in shape. With `strict`, the last three raise
+        SpecError and nothing is loaded.
+        """
+        return load_weights(self.module, pretrained, strict)
+
+    # ---- what comes out
+
+    def explain(self) -> str:
+        """A table of every tensor: how it is quantized, with whom it shares its range, or why it stays float."""
+        return explain(self.module)
+
+    def integer_network(self) -> ConvertedModule:
+        return convert(self.module)
+
+    def convert(self) -> IntegerModule:
+        """A new module that computes with integers; this one stays as it is.
+
+        Raises CalibrationError when there are no ranges yet.
+        """
+        return IntegerModule(self.integer_network())
+
+
+class PTCFxModule(QuantizedWrapper):
+    """Post-training calibration: run batches through it in ``train()`` mode, as in a training loop without loss,
+    backward and optimizer, then ``eval()``.
+
+    Args:
+        model: the float network, which stays usable. Its parameters are shared, not copied.
+        qconfig_type: a preset by name, by path to a TOML file, as a dict, as a QConfig, or two as "A+B".
+        backend: what the network is for, by name, path or dict; its rules are checked and its rounding simulated.
+        example_inputs: optional; the network is then tried on them at once.
+        bias_calibration_factor: 0..1, the part of each layer's mean error that a batch takes away from it. 1
+            removes the mean error that is measured; 0 leaves the biases alone.
+        num_batch_norm_update_epochs: in how many epochs batch norms update their statistics.
+        num_observer_update_epochs: in how many epochs ranges are observed.
+        steps_per_epoch: counts an epoch by steps instead of by ``train()``.
+        untraced: submodules, by name or class, that are kept whole and in float.
+
+    Raises:
+        SpecError: an unknown name or key, a preset that the backend cannot run, or nothing to quantize.
+        TraceError: a model that cannot be captured; it names file, line and submodule.
+    """
+
+    is_qat = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        qconfig_type: Preset | None = None,
+        backend: Backend = "qnnpack",
+        example_inputs: Any = None,
+        bias_calibration_factor: float = 1.0,
+        num_batch_norm_update_epochs: int = 0,
+        num_observer_update_epochs: int = 1,
+        steps_per_epoch: int | None = None,
+        untraced: Iterable[str | type[nn.Module]] = (),
+    ) -> None:
+        schedule = Schedule(num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch)
+        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced)
+
+
+class QATFxModule(QuantizedWrapper):
+    """Quantization-aware training: the user's training loop, around a network that is simulated with
+    quantization from the first batch on.
+
+    Args:
+        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced: as in `PTCFxModule`.
+        total_epochs: how many epochs the training has.
+        num_batch_norm_update_epochs: defaults to total_epochs // 2 - 1, at least 1.
+        num_observer_update_epochs: defaults to total_epochs // 2 + 1, at least 1.
+        bias_calibration_factor: as in `PTCFxModule`, at the end of each epoch.
+
+    Raises:
+        SpecError, TraceError: as in `PTCFxModule`.
+    """
+
+    is_qat = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        qconfig_type: Preset | None = None,
+        backend: Backend = "qnnpack",
+        example_inputs: Any = None,
+        total_epochs: int | None = None,
+        num_batch_norm_update_epochs: int | None = None,
+        num_observer_update_epochs: int | None = None,
+        bias_calibration_factor: float = 0.0,
+        steps_per_epoch: int | None = None,
+        untraced: Iterable[str | type[nn.Module]] = (),
+    ) -> None:
+        if total_epochs is None:
+            raise SpecError(
+                "total_epochs is missing: say how many epochs the training has, QATFxModule(model, total_epochs=25)."
+            )
+        schedule = Schedule.for_training(
+            total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
+        )
+        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced)
+
+
+class IntegerModule(ExportingModule):
+    """A converted network: int8 weights, int32 biases, integers from layer to layer. Inputs and outputs are real."""
+
+    module: ConvertedModule
+
+    def __init__(self, module: ConvertedModule) -> None:
+        super().__init__()
+        self.module = module
+        self.eval()
+
+    def integer_network(self) -> ConvertedModule:
+        return self.module
+
+    def convert(self) -> IntegerModule:
+        """Itself: it is converted."""
+        return self
