@@ -24,9 +24,10 @@ def test_the_main_job(name, tmp_path):
 
 def test_training_goes_on_with_the_users_own_parameters():
     model = network("residual").train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    wrapped = edgeq.QATFxModule(model, total_epochs=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    wrapped = edgeq.QATFxModule(model, total_epochs=100)
     data, labels = torch.cat(batches()), torch.arange(8) % 5
+    torch.manual_seed(3)
     losses = []
     for _ in range(40):
         wrapped.train()
