@@ -7,7 +7,7 @@ READY := .venv/.ready
 .PHONY: demo test sweep benchmark wheel clean
 
 demo: $(READY)
-	$(BIN)/python recipes/quickstart.py
+	$(BIN)/python -m recipes.quickstart
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """edgeq: from a trained PyTorch model to an integer model for edge accelerators, with proof that they agree."""
 
 from edgeq.backends import BackendSpec, backend_names, load_backend
+from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
 from edgeq.fx import QConfigMapping, convert_fx, prepare_fx, prepare_qat_fx
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -16,6 +17,7 @@ __all__ = [
     "EdgeqError",
     "ExportError",
     "IntegerModule",
+    "LoadReport",
     "PTCFxModule",
     "QATFxModule",
     "QConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "convert_fx",
     "load_backend",
     "load_preset",
+    "load_weights",
     "prepare_fx",
     "prepare_qat_fx",
     "preset_names",

@@ -40,7 +40,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], strict: bool) -> LoadReport:
+def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], strict: bool = False) -> LoadReport:
     """Loads the keys of `source` that fit. Raises SpecError for a file that cannot be read or holds no state
     dict, and, with `strict`, when not every key fits.
     """

@@ -1,0 +1,95 @@
+"""Images to train and to measure on: scikit-learn's handwritten digits, or a folder of images a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from recipes.torchvision_import import import_torchvision
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+TEST_FOLDERS = ("test", "val", "validation")
+
+
+@dataclass
+class Images:
+    """Loaders of (images (batch, channels, height, width), labels (batch,)): shuffled and augmented for
+    training, plain for calibration and for the test.
+    """
+
+    name: str
+    train: DataLoader
+    calibration: DataLoader
+    test: DataLoader
+    classes: int
+
+    @property
+    def example(self) -> Tensor:
+        """One batch of test images."""
+        return next(iter(self.test))[0]
+
+
+def digits(batch: int = 64, calibration: int = 256) -> Images:
+    """1,797 handwritten digits of 8 by 8 pixels, shown as 1x16x16 in 0..1; every fourth is for the test."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(found.images).float().div(16).unsqueeze(1)
+    images = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")
+    labels = torch.from_numpy(found.target).long()
+    held_out = torch.arange(len(labels)) % 4 == 3
+    train = TensorDataset(images[~held_out], labels[~held_out])
+    test = TensorDataset(images[held_out], labels[held_out])
+    return _loaders("handwritten digits", train, train, test, 10, batch, calibration, workers=0)
+
+
+def image_folder(
+    root: str | Path, size: int = 224, batch: int = 64, calibration: int = 256, workers: int = 2
+) -> Images:
+    """Images in `root`/train/<class>/ and `root`/test/<class>/ (or val), cropped to 3 x size x size and
+    normalized with ImageNet's statistics. Raises FileNotFoundError when a folder is missing.
+    """
+    import_torchvision()
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    root = Path(root)
+    test_folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if test_folder is None or not (root / "train").is_dir():
+        raise FileNotFoundError(f"{str(root)!r} needs the folders 'train' and one of {', '.join(TEST_FOLDERS)}.")
+    finish = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
+    augmented = transforms.Compose(
+        [transforms.RandomResizedCrop(size, scale=(0.5, 1.0)), transforms.RandomHorizontalFlip(), *finish]
+    )
+    plain = transforms.Compose([transforms.Resize(size + size // 8), transforms.CenterCrop(size), *finish])
+    train, unchanged = ImageFolder(root / "train", augmented), ImageFolder(root / "train", plain)
+    test = ImageFolder(test_folder, plain)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(f"{str(root)!r}: these classes are not in both folders: {', '.join(odd)}.")
+    return _loaders(root.name, train, unchanged, test, len(train.classes), batch, calibration, workers)
+
+
+def _loaders(
+    name: str,
+    train: Dataset[Any],
+    unchanged: Dataset[Any],
+    test: Dataset[Any],
+    classes: int,
+    batch: int,
+    calibration: int,
+    workers: int,
+) -> Images:
+    size = len(unchanged)  # type: ignore[arg-type]
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:calibration].tolist()
+
+    def loader(dataset: Dataset[Any], **options: Any) -> DataLoader:
+        return DataLoader(dataset, batch, num_workers=workers, persistent_workers=workers > 0, **options)
+
+    shuffled = loader(train, shuffle=True, drop_last=size > batch)
+    return Images(name, shuffled, loader(Subset(unchanged, chosen)), loader(test), classes)
