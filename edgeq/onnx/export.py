@@ -21,6 +21,7 @@ from edgeq.graph.convert import ConvertedModule
 from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
 from edgeq.onnx.integer import to_integer
+from edgeq.onnx.kernels import Kernels, kernels_of
 from edgeq.onnx.verify import Parity, compare
 from edgeq.version import __version__
 
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExportResult:
-    """What was written, and how it compares with the network that was validated."""
+    """What was written, and how it compares with the network that was validated: tensor by tensor (`parity`), and
+    in what arithmetic ONNX Runtime runs it (`kernels`). Without verification both are empty.
+    """
 
     path: Path
     format: str
@@ -40,6 +43,7 @@ class ExportResult:
     bytes: int
     nodes: dict[str, int]
     parity: list[Parity] = field(default_factory=list)
+    kernels: Kernels | None = None
 
     @property
     def passed(self) -> bool:
@@ -49,7 +53,8 @@ class ExportResult:
     def __str__(self) -> str:
         size, nodes = self.bytes / 1024, sum(self.nodes.values())
         head = f"{self.path}: {self.format}, opset {self.opset}, {size:.0f} KiB, {nodes} nodes"
-        return "\n".join([head, *(str(parity) for parity in self.parity)])
+        proof = [*self.parity, self.kernels] if self.kernels else self.parity
+        return "\n".join([head, *map(str, proof)])
 
 
 def export(
@@ -85,10 +90,11 @@ def export(
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     parity = compare(network, proto, inputs, batch=None) if verify else []
+    kernels = kernels_of(proto) if verify else None
     data = proto.SerializeToString()
     write_atomically(data, target)
     nodes = dict(Counter(node.op_type for node in proto.graph.node))
-    result = ExportResult(target, format, opset, proto.ir_version, len(data), nodes, parity)
+    result = ExportResult(target, format, opset, proto.ir_version, len(data), nodes, parity, kernels)
     if not result.passed:
         logger.warning("%s does not compute what was validated:\n%s", target, result)
     return result
