@@ -25,8 +25,7 @@ class QParams(NamedTuple):
 
 
 def limit_range(spec: TensorSpec, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The range after the spec's `fixed_range` or `range_max`, and made to hold zero."""
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    """The range after the spec's `fixed_range` or `range_max`."""
     if spec.fixed_range is not None:
         negative = low < 0 if spec.sign is Sign.AUTO else spec.sign is Sign.SIGNED
         below = torch.where(torch.as_tensor(negative, device=low.device), -spec.fixed_range, 0.0)

@@ -12,6 +12,7 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.program import Program
 from edgeq.modules.layer import QuantizedLayer
+from edgeq.modules.live_scales import together
 from edgeq.phase import Phase, set_phase
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.recovery.bank import InputBank
@@ -125,7 +126,13 @@ class PreparedModule(Program):
         if not self.training:
             for tensor in self.tensors():
                 tensor.read_bounds()
+        self._live_scales = together(self.layers())
         self._counted = int(self.schedule.step)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PreparedModule:
+        super()._apply(*args, **kwargs)
+        self.apply_mode()  # what was laid out for the old device no longer fits
+        return self
 
     def observe_in_any_mode(self) -> None:
         """Calibrates with all that runs through the network, until it is finished by a conversion."""
@@ -158,6 +165,9 @@ class PreparedModule(Program):
         if self.bank is not None:
             self.bank.add(args, kwargs)
         if self.is_qat:
+            if not torch.compiler.is_compiling():
+                for group in self._live_scales:
+                    group.refresh()
             return self.run(*args, **kwargs)
         with torch.no_grad():
             return self.run_in_user_layout(*args, **kwargs)

@@ -51,7 +51,8 @@ class QuantizedLayer(nn.Module):
     exact      integers in float32, the arithmetic of integer hardware and of the converted module, bit for
                bit: evaluation and everything else that needs no gradient
 
-    `recorder`, when set, sees each output before its activation and quantizer, and may replace it.
+    `recorder`, when set, sees each output before its activation and quantizer, and may replace it. `live_scale`,
+    when set, is what the weight of the next call before a live batch norm is rounded with.
     Buffer: `bias_shift`, shape (channels,), what calibration has added to the deployed bias so far.
     """
 
@@ -63,12 +64,13 @@ class QuantizedLayer(nn.Module):
     phase: Phase
     bias_shift: Tensor
     recorder: Callable[[QuantizedLayer, Tensor, Tensor], Tensor] | None
+    live_scale: Tensor | None
 
     def start(self, site: Site, operation: Operation, weight_quantizer: WeightQuantizer, channels: int) -> None:
         """Makes a float layer a quantized one; to be called once."""
         self.site, self.operation, self.weight_quantizer = site, operation, weight_quantizer
         self.phase = Phase.FLOAT
-        self.recorder = None
+        self.recorder = self.live_scale = None
         self._cache: dict[str, tuple[Any, Any]] = {}
         self.register_buffer("bias_shift", torch.zeros(channels))
 
@@ -155,8 +157,10 @@ class QuantizedLayer(nn.Module):
         """The simulated output before the activation and the output's quantizer."""
         norm = self.site.norm
         if norm is not None and norm.training:
-            weight = self.weight_quantizer.raw(self.weight, norm_factor(norm).detach())
-            return norm(self.operation(x, weight, self.bias))
+            live_scale, self.live_scale = self.live_scale, None  # for one call
+            if live_scale is None:
+                live_scale = self.weight_quantizer.live_scale(self.weight, norm_factor(norm))
+            return norm(self.operation(x, self.weight_quantizer.raw(self.weight, live_scale), self.bias))
         weight, bias = self.folded(self.weight, self.bias)
         if self.phase is Phase.ADAPT:
             self.refresh(weight, bias)
@@ -235,9 +239,10 @@ class QuantizedLayer(nn.Module):
     def forget(self) -> None:
         """Drops what is kept. A write through `.data` is not noticed, so every change of mode calls this."""
         self._cache.clear()
+        self.live_scale = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return {**self.__dict__, "_cache": {}, "live_scale": None}
 
 
 def norm_factor(norm: BatchNorm) -> Tensor:

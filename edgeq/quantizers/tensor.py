@@ -122,4 +122,6 @@ def clip(x: Tensor, floor: float | None, ceiling: float | None, fresh: bool) -> 
         return x
     if fresh and not (torch.is_grad_enabled() and x.requires_grad):
         return x.clamp_(floor, ceiling)
-    return torch.relu(x) if floor == 0.0 and ceiling is None else x.clamp(floor, ceiling)
+    if floor is not None and ceiling is not None:
+        return torch.nn.functional.hardtanh(x, floor, ceiling)  # its gradient is several times quicker than clamp's
+    return torch.relu(x) if floor == 0.0 else x.clamp(floor, ceiling)

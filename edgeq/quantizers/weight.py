@@ -46,17 +46,17 @@ class WeightQuantizer(nn.Module):
         """Takes the scale from `weight`, the deployed one. `smallest`, shape () or (channels,), is the least
         scale at which the layer's bias fits its integer type.
         """
-        low, high = self.observer.measure(weight)
-        self._set_scale(low, high, smallest)
+        self.scale.copy_(self.scale_of(*self.observer.measure(weight), smallest))
 
-    def _set_scale(self, low: Tensor, high: Tensor, smallest: Tensor | None) -> None:
+    def scale_of(self, low: Tensor, high: Tensor, smallest: Tensor | None = None) -> Tensor:
+        """The scale for a range."""
         scale = qparams_of_range(self.spec, low, high).scale
         if smallest is not None:
             smallest = smallest.amax() if scale.dim() == 0 else smallest.expand_as(scale)
             if self.spec.rule is not None:
                 smallest = torch.where(smallest > 0, power_of_two(smallest, PowerOfTwoRule.CEIL), smallest)
             scale = torch.maximum(scale, smallest)
-        self.scale.copy_(scale)
+        return scale
 
     def codes(self, weight: Tensor) -> Tensor:
         """The integers, as float32, of a deployed weight."""
@@ -77,38 +77,58 @@ class WeightQuantizer(nn.Module):
         scale = along(self.scale, self.axis, weight.dim())
         return RoundWeight.apply(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
 
-    def raw(self, weight: Tensor, factor: Tensor) -> Tensor:
+    def raw(self, weight: Tensor, live_scale: Tensor) -> Tensor:
         """The weight before a live batch norm, so rounded that the norm's `factor`, shape (channels,), turns it
         into the deployed codes: ``round(w f / s) s / f`` is the rounding of w at the signed scale s / f, and no
         activation has to be divided by anything.
-
-        A channel whose deployed weight would round to nothing, gamma = 0 among them, keeps three levels of its
-        own instead of none, so that gamma can still learn.
         """
-        with torch.no_grad():
-            rows = weight.transpose(0, self.axis).flatten(1)
-            ends = torch.stack([rows.amin(1), rows.amax(1)]).to(torch.float32)
-            if self.phase is Phase.ADAPT:
-                self._follow(weight, factor, ends)
-            largest = ends.abs().amax(0)
-            size = self.scale / factor.abs()
-            size = torch.where(size < largest, size, torch.where(largest > 0, largest, 1.0))
-            signed = along(torch.where(factor < 0, -size, size), self.axis, weight.dim())
+        signed = along(live_scale, self.axis, weight.dim())
         return RoundWeight.apply(weight, signed, None, self.codes_min, self.codes_max, self._clips)
+
+    @torch.no_grad()
+    def live_scale(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """The signed scale, shape (channels,), for `raw`; while it adapts, it takes the deployed scale anew."""
+        ends = row_ends(weight, self.axis)
+        if self.phase is Phase.ADAPT:
+            self._follow(weight, factor, ends)
+        return raw_scale(self.scale, factor, ends)
 
     def _follow(self, weight: Tensor, factor: Tensor, ends: Tensor) -> None:
         """Takes the deployed scale from a raw weight whose extremes, shape (2, channels), are known."""
         if not isinstance(self.observer, MinMaxObserver):
             self.refresh(weight * along(factor, self.axis, weight.dim()))
             return
-        deployed = ends * factor
-        low, high = deployed.amin(0), deployed.amax(0)
+        low, high = deployed_ends(ends, factor)
         if self.scale.dim() == 0:
             low, high = low.amin(), high.amax()
-        self._set_scale(low, high, None)
+        self.scale.copy_(self.scale_of(low, high))
 
     def extra_repr(self) -> str:
         return f"{self.spec.bits} bits, {self.spec.granularity.value}, {self.spec.scale.value}"
+
+
+def row_ends(weight: Tensor, axis: int) -> Tensor:
+    """The extremes of each output channel, shape (2, channels), float32."""
+    rows = weight.transpose(0, axis).flatten(1)
+    return torch.stack([rows.amin(1), rows.amax(1)]).to(torch.float32)
+
+
+def deployed_ends(ends: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The extremes of each channel of the deployed weight, from those of the raw one."""
+    deployed = ends * factor
+    return deployed.amin(0), deployed.amax(0)
+
+
+def raw_scale(scale: Tensor, factor: Tensor, ends: Tensor) -> Tensor:
+    """The signed scale s / f, shape (channels,), at which a raw weight with these extremes is rounded.
+
+    A channel whose deployed weight would round to nothing, gamma = 0 among them, keeps three levels of its own
+    instead of none, so that gamma can still learn.
+    """
+    largest = ends.abs().amax(0)
+    size = scale / factor.abs()
+    size = torch.where(size < largest, size, torch.where(largest > 0, largest, 1.0))
+    return torch.where(factor < 0, -size, size)
 
 
 class RoundWeight(torch.autograd.Function):
