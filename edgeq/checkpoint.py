@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from edgeq.errors import SpecError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers put a state dict in a checkpoint
+PREFIXES = ("module.", "_orig_mod.")  # what wrappers put before each key: edgeq's, DDP, torch.compile
 
 
 @dataclass
@@ -44,9 +46,8 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], stri
     """Loads the keys of `source` that fit. Raises SpecError for a file that cannot be read or holds no state
     dict, and, with `strict`, when not every key fits.
     """
-    state = _state_dict(source)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     own = module.state_dict()
+    state = {_own_key(key, own): value for key, value in _state_dict(source).items()}
     report = LoadReport()
     fitting = {}
     for key, value in state.items():
@@ -70,15 +71,26 @@ def _state_dict(source: Any) -> dict[str, Tensor]:
             source = torch.load(source, map_location="cpu", weights_only=True)
         except OSError as error:
             raise SpecError(f"The checkpoint {str(source)!r} cannot be read: {error.strerror}.") from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise SpecError(f"The checkpoint {str(source)!r} cannot be loaded: {error}.") from error
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
+            raise SpecError(
+                f"The checkpoint {str(source)!r} is no file of tensors that torch.save wrote "
+                f"({type(error).__name__}). Of a model that was saved whole, save model.state_dict() instead."
+            ) from error
     if not isinstance(source, Mapping):
         raise SpecError(f"A checkpoint must be a path or a dict, got {type(source).__name__}.")
     for name in CONTAINERS:
         if isinstance(source.get(name), Mapping):
             source = source[name]
             break
-    if not all(isinstance(value, Tensor) for value in source.values()):
-        keys = [key for key, value in source.items() if not isinstance(value, Tensor)]
-        raise SpecError(f"The checkpoint is no state dict: {', '.join(map(str, keys[:5]))} are no tensors.")
+    wrong = [key for key, value in source.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if wrong:
+        raise SpecError(f"The checkpoint is no state dict of names and tensors: see {', '.join(map(repr, wrong[:5]))}.")
     return dict(source)
+
+
+def _own_key(key: str, own: Mapping[str, Any]) -> str:
+    """The module's key that `key` means, without the prefixes of wrappers; `key` itself where there is none."""
+    bare = key
+    while bare not in own and bare.startswith(PREFIXES):
+        bare = bare.partition(".")[2]
+    return bare if bare in own else key

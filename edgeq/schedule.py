@@ -78,6 +78,8 @@ class Schedule(nn.Module):
     def freeze(self, norms: bool | None, observers: bool | None) -> None:
         """Freezes (True) or unfreezes (False) by hand; None leaves the one as it is."""
         for index, value in enumerate((norms, observers)):
+            if value is not None and not isinstance(value, bool):
+                raise SpecError(f"freeze takes True, False or None, got {value!r}.")
             if value is not None:
                 self.frozen[index] = int(value)
 

@@ -110,12 +110,13 @@ class QuantizedWrapper(ExportingModule):
             raise SpecError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
         if isinstance(model, ExportingModule | PreparedModule | ConvertedModule):
             raise SpecError(f"model is already quantized ({type(model).__name__}): wrap the float model.")
-        if isinstance(bias_calibration_factor, bool) or not 0 <= bias_calibration_factor <= 1:
-            raise SpecError(f"bias_calibration_factor must lie in 0..1, got {bias_calibration_factor!r}.")
+        factor = bias_calibration_factor
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor <= 1:
+            raise SpecError(f"bias_calibration_factor must be a number in 0..1, got {factor!r}.")
         spec = load_backend(backend)
         qconfig = settle(load_preset(qconfig_type), spec)
         steps = () if self.is_qat else qconfig.recovery
-        calibration = Calibration(float(bias_calibration_factor), steps)
+        calibration = Calibration(float(factor), steps)
         self.module = prepare(model, qconfig, spec, schedule, calibration, self.is_qat, untraced)
         self.training = model.training
         self.module.training = model.training
@@ -126,8 +127,12 @@ class QuantizedWrapper(ExportingModule):
     def _try(self, example_inputs: Any) -> None:
         """Runs the prepared network once, in float, so that what does not fit shows now and not in training."""
         args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        with torch.no_grad():
-            self.module.run_float(*args)
+        try:
+            with torch.no_grad():
+                self.module.run_float(*args)
+        except Exception as error:
+            given = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in args]
+            raise SpecError(f"The model does not run on example_inputs, {given}: {error}") from error
 
     # ---- the schedule by hand
 
@@ -154,7 +159,11 @@ class QuantizedWrapper(ExportingModule):
 
         Raises CalibrationError for a loader without batches, or data with NaN or infinity.
         """
-        for _ in range(max(1, self.module.schedule.observer_epochs) if epochs is None else epochs):
+        if epochs is None:
+            epochs = max(1, self.module.schedule.observer_epochs)
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise SpecError(f"epochs must be an integer of at least 1, got {epochs!r}.")
+        for epoch in range(epochs):
             self.train()
             batches = 0
             with torch.no_grad():
@@ -162,7 +171,8 @@ class QuantizedWrapper(ExportingModule):
                     self(batch[0] if isinstance(batch, tuple | list) else batch)
                     batches += 1
             if batches == 0:
-                raise CalibrationError("The loader gave no batch, so there is nothing to calibrate with.")
+                used = " It is an iterator, which runs only once: pass a list or a DataLoader." if epoch else ""
+                raise CalibrationError(f"The loader gave no batch in epoch {epoch + 1} of {epochs}.{used}")
         self.eval()
         return self
 
@@ -238,7 +248,8 @@ class QATFxModule(QuantizedWrapper):
         total_epochs: how many epochs the training has.
         num_batch_norm_update_epochs: defaults to total_epochs // 2 - 1, at least 1.
         num_observer_update_epochs: defaults to total_epochs // 2 + 1, at least 1.
-        bias_calibration_factor: as in `PTCFxModule`, at the end of each epoch.
+        bias_calibration_factor: as in `PTCFxModule`, at the end of each epoch. Its inputs are not saved: call
+            ``eval()``, which ends the epoch, before a checkpoint is.
 
     Raises:
         SpecError, TraceError: as in `PTCFxModule`.

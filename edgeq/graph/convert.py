@@ -54,7 +54,8 @@ class ConvertedModule(Program):
 
 @torch.no_grad()
 def convert(network: PreparedModule) -> ConvertedModule:
-    """The integer network of a calibrated or trained one, which stays as it is; nothing is shared.
+    """The integer network of a calibrated or trained one, which stays as it is; nothing is shared. What stays
+    floating is float32, as integers become, whatever type the network was trained in.
 
     Raises CalibrationError when there are no ranges yet.
     """
@@ -63,7 +64,8 @@ def convert(network: PreparedModule) -> ConvertedModule:
     network.observes_always = False
     network.eval()
     try:
-        return _Converter(network).converted()
+        wide = any(parameter.dtype is not torch.float32 for parameter in network.parameters())
+        return _Converter(copy.deepcopy(network).float() if wide else network).converted()
     finally:
         network.training, network.observes_always = mode, observes_always
         network.apply_mode()

@@ -11,6 +11,7 @@ from torch import fx, nn
 from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.program import Program
+from edgeq.graph.ties import avoid_ties
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.live_scales import together
 from edgeq.phase import Phase, set_phase
@@ -66,6 +67,7 @@ class PreparedModule(Program):
         self.bank = InputBank() if calibration.is_wanted else None
         self.observes_always = False
         self._unfinished = False  # whether observations were made that no range reflects yet
+        self._unmerged = False  # whether some of them were made here, and other processes made others
         self.register_load_state_dict_post_hook(_after_loading)
         self.apply_mode()
 
@@ -186,7 +188,7 @@ class PreparedModule(Program):
             self.apply_mode()
 
     def _count(self) -> None:
-        self._unfinished = True
+        self._unfinished = self._unmerged = True
         if self.schedule.steps_per_epoch is None:
             self.schedule.step.add_(1)
             return
@@ -206,20 +208,21 @@ class PreparedModule(Program):
         """
         if not self._unfinished:
             return
-        self._unfinished = False
         if self.schedule.observers_are_live or self.observes_always:
             self._merge_processes()
             for tensor in self.tensors():
                 tensor.finish()
+            avoid_ties(self)
             with torch.no_grad():
                 for layer in self.layers():
                     layer.finish()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank)
             self.bank.clear()
+        self._unfinished = self._unmerged = False  # last, so that data that cannot be used is refused again
 
     def _merge_processes(self) -> None:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not (self._unmerged and torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
         for tensor in self.tensors():
             if tensor.observer is not None:
@@ -236,5 +239,8 @@ class PreparedModule(Program):
 
 
 def _after_loading(module: PreparedModule, _: Any) -> None:
-    module._unfinished = False
+    module._unfinished = bool(module.schedule.step > 0)  # it may have been saved before eval() finished the ranges
+    module._unmerged = False
     module.apply_mode()
+    if not module.training:
+        module.finish()

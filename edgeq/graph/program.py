@@ -30,13 +30,12 @@ class Program(nn.Module):
             self.__dict__[kind] = copy.copy(root.__dict__[kind])
         self.training = root.training
         self.fx_graph = graph
-        self._function: Callable[..., Any] | None = None
+        self._function: Callable[..., Any]
+        self.compile_graph()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Executes the graph."""
-        if self._function is None:
-            self.compile_graph()
-        return self._function(self, *args, **kwargs)  # type: ignore[misc]
+        return self._function(self, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.run_in_user_layout(*args, **kwargs)
@@ -60,11 +59,12 @@ class Program(nn.Module):
         return self.fx_graph.python_code(root_module="self").src
 
     def __getstate__(self) -> dict[str, Any]:
-        """The compiled function is left behind: it is made again from the graph when it is first needed."""
+        """The compiled function is left behind: it is made again from the graph."""
         return {**self.__dict__, "_function": None, "fx_graph": GraphState(self.fx_graph)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "fx_graph": state["fx_graph"].graph})
+        self.compile_graph()  # not when it is first needed, which may be inside of torch.compile
 
 
 class GraphState:

@@ -7,6 +7,7 @@ and without its saturations. Where an accumulator might grow larger the sums are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,13 @@ def exact_parameters(
             return ExactParameters(tuple(in_fast_layout(part) for part in parts), exact_bias, factor)
     wide = None if bias is None else bias.to(torch.float64)
     return ExactParameters((weight.to(torch.float64),), wide, factor)
+
+
+def fingerprint(tensors: Iterable[Tensor | None]) -> tuple[tuple[int, int, int], ...]:
+    """What changes when one of `tensors` is written to or replaced, for as long as whoever keeps it keeps them
+    too: the memory and the id of a tensor that is gone go to the next one.
+    """
+    return tuple((id(x), x.data_ptr(), x._version) for x in tensors if x is not None)
 
 
 def in_fast_layout(weight: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.arithmetic import bias_scale, multiplier
-from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters
+from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint
+from edgeq.modules.float32_state import Float32State
 from edgeq.modules.handover import nobody_looks
 from edgeq.modules.matmul import integer_matmul
 from edgeq.modules.operation import Operation
@@ -23,7 +24,7 @@ from edgeq.quantizers import kernel
 from edgeq.quantizers.tensor import TensorQuantizer, clip
 
 
-class Codes(nn.Module):
+class Codes(Float32State):
     """How a tensor's integers are to be read, and how real numbers become them.
 
     Buffers: `scale`, float32, and `zero_point`, whose type is that of the codes, both of shape (). `low` and
@@ -162,7 +163,7 @@ class OnCodes(nn.Module):
         return value
 
 
-class IntegerLayer(nn.Module):
+class IntegerLayer(Float32State):
     """A layer with weights on integers: accumulate, add the bias, requantize.
 
     Buffers: `weight`, int8, laid out as in the float layer; `weight_scale`, shape () or (channels,); `bias`,
@@ -200,7 +201,7 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight_zero_point", zeros, persistent=False)
         self.register_buffer("bias_scale", self.accumulator_scale, persistent=False)
         self.register_buffer("bias_zero_point", torch.zeros_like(self.bias_scale, dtype=torch.int32), persistent=False)
-        self._cache: tuple[Any, ExactParameters] | None = None
+        self._cache: tuple[Any, Any, ExactParameters] | None = None
         self.register_load_state_dict_post_hook(_read_buffers)
 
     @property
@@ -225,7 +226,7 @@ class IntegerLayer(nn.Module):
         """The integers in the type that the kernel works in, kept until a buffer changes."""
         target_scale = None if self.target is None else self.target.scale
         inputs = (self.weight, self.weight_scale, self.bias, self.source.scale, target_scale)
-        key = tuple((x.data_ptr(), x._version) for x in inputs if x is not None)
+        key = fingerprint(inputs)
         if self._cache is None or self._cache[0] != key:
             factor = self.accumulator_scale
             if target_scale is not None:
@@ -233,8 +234,8 @@ class IntegerLayer(nn.Module):
                 factor = multiplier(self.source.scale, weight_scale, target_scale)
             bias = None if self.bias is None else self.bias.to(torch.float64)
             weight = self.weight.to(torch.float32)
-            self._cache = key, exact_parameters(self.operation, weight, bias, factor, *self.source.reach())
-        return self._cache[1]
+            self._cache = key, inputs, exact_parameters(self.operation, weight, bias, factor, *self.source.reach())
+        return self._cache[2]
 
     def _export(self, codes: Tensor) -> Tensor:
         x = self.source.decode(codes)

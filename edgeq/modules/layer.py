@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.arithmetic import bias_scale, code_range, multiplier, smallest_weight_scale
-from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, in_fast_layout
+from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
 from edgeq.modules.handover import as_codes, as_real, handed_over, nobody_looks
 from edgeq.modules.operation import Operation
 from edgeq.modules.qdq import dequantize, exporting, quantize
@@ -71,7 +71,7 @@ class QuantizedLayer(nn.Module):
         self.site, self.operation, self.weight_quantizer = site, operation, weight_quantizer
         self.phase = Phase.FLOAT
         self.recorder = self.live_scale = None
-        self._cache: dict[str, tuple[Any, Any]] = {}
+        self._cache: dict[str, tuple[Any, Any, Any]] = {}
         self.register_buffer("bias_shift", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class QuantizedLayer(nn.Module):
         """The deployed bias as its codes keep it; the gradient is straight through."""
         with torch.no_grad():
             error = self.bias_codes(bias) * self.accumulator_scale - bias
-        return bias + error
+        return bias + error.to(bias.dtype)
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -196,12 +196,14 @@ class QuantizedLayer(nn.Module):
         parameters, low, high = self._exact_parameters()
         accumulator = accumulate(self.operation, as_codes(x, site.source), parameters)
         if site.target is None:
-            return clip(accumulator.mul_(parameters.factor), site.floor, site.ceiling, fresh=True)
+            output = accumulator.mul_(parameters.factor)
+            return clip(output, site.floor, site.ceiling, fresh=True).to(self.weight.dtype)
         rounding = site.target.spec.rounding
         if nobody_looks(self, site.readers):
             codes = kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding)
             return handed_over(codes, site.target)
-        return kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding, site.target.scale)
+        output = kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding, site.target.scale)
+        return output.to(self.weight.dtype)
 
     def _exact_parameters(self) -> tuple[ExactParameters, float, float]:
         """The integers of the deployed layer, and the least and greatest centred code of its output; kept until
@@ -231,10 +233,10 @@ class QuantizedLayer(nn.Module):
         return [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _cached(self, name: str, build: Callable[[], Any], *inputs: Tensor | None) -> Any:
-        key = tuple((x.data_ptr(), x._version) for x in inputs if x is not None)
+        key = fingerprint(inputs)
         if name not in self._cache or self._cache[name][0] != key:
-            self._cache[name] = key, build()
-        return self._cache[name][1]
+            self._cache[name] = key, inputs, build()
+        return self._cache[name][2]
 
     def forget(self) -> None:
         """Drops what is kept. A write through `.data` is not noticed, so every change of mode calls this."""

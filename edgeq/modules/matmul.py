@@ -46,17 +46,17 @@ class QuantizedMatmul(nn.Module):
         return self.site.target(product, self.site.floor, self.site.ceiling, fresh=True)
 
     def _exact(self, left: Tensor, right: Tensor) -> Tensor:
-        site = self.site
+        site, dtype = self.site, left.dtype
         reach = [kernel.grid_of(quantizer.qparams)[1:] for quantizer in (site.left, site.right)]
         left, right = kernel.centred_codes(left, site.left.scale), kernel.centred_codes(right, site.right.scale)
         accumulator = integer_matmul(left, right, reach[0], reach[1])
         if site.target is None:
             product = accumulator.mul_(bias_scale(site.left.scale, site.right.scale))
-            return clip(product, site.floor, site.ceiling, fresh=True)
+            return clip(product, site.floor, site.ceiling, fresh=True).to(dtype)
         factor = multiplier(site.left.scale, site.right.scale, site.target.scale)
         scale, *ends = kernel.grid_of(site.target.qparams, site.floor, site.ceiling)
         low, high = (end.item() for end in ends)
-        return kernel.settle_accumulator(accumulator, factor, low, high, site.target.spec.rounding, scale)
+        return kernel.settle_accumulator(accumulator, factor, low, high, site.target.spec.rounding, scale).to(dtype)
 
 
 def integer_matmul(

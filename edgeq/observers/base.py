@@ -7,13 +7,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from edgeq.modules.float32_state import Float32State
 
 if TYPE_CHECKING:
     from edgeq.spec import TensorSpec
 
 
-class Observer(nn.Module):
+class Observer(Float32State):
     """Finds the range of a tensor over the batches that it is shown.
 
     `spec` says for which codes the range is wanted. `channels` is None for one range a tensor, else the number

@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeq.errors import CalibrationError
+from edgeq.modules.float32_state import Float32State
 from edgeq.modules.qdq import dequantize, exporting, quantize
 from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
@@ -17,7 +18,7 @@ from edgeq.quantizers import kernel
 from edgeq.spec import Method, ScaleKind, TensorSpec
 
 
-class TensorQuantizer(nn.Module):
+class TensorQuantizer(Float32State):
     """One range, and all the tensors that share it.
 
     `name` is the tensor's name in the graph, for messages. `fixed` is the range of an operation whose output

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeq.arithmetic import PowerOfTwoRule, along, power_of_two, round_to_integer
+from edgeq.modules.float32_state import Float32State
 from edgeq.observers.minmax import MinMaxObserver
 from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
@@ -15,7 +16,7 @@ from edgeq.qparams import qparams_of_range
 from edgeq.spec import Granularity, Method, TensorSpec
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Float32State):
     """Symmetric, signed codes of a weight, with one scale or one for each output channel (along `axis`).
 
     Buffers: `scale`, shape () or (channels,), the scale of the weight as it is deployed, which means with the
@@ -143,7 +144,7 @@ class RoundWeight(torch.autograd.Function):
         """The rounded weight; keeps what the gradient needs."""
         ctx.range = (codes_min - 0.5, codes_max + 0.5) if clips else None
         if clips:
-            ctx.save_for_backward(weight, scale)
+            ctx.save_for_backward(weight, scale.clone())  # the next forward may move the scale before this backward
         codes = torch.div(weight.to(torch.float32), scale).round_()
         if offset is not None:
             codes.add_(offset)

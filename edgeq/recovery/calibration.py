@@ -117,7 +117,7 @@ class _Correction:
         shift = self.move * (self.means[layer] - channel_mean(layer, output))
         bias.add_(shift)
         layer.bias_shift.add_(shift)
-        return output + layer.operation.spread(shift, output)
+        return output + layer.operation.spread(shift, output).to(output.dtype)
 
 
 def channel_mean(layer: QuantizedLayer, output: Tensor) -> Tensor:
