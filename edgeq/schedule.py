@@ -18,12 +18,13 @@ class Schedule(nn.Module):
     nothing: for trainers that change modes within an epoch.
 
     Buffers, all int64, so that a checkpoint resumes where it was: `epoch`; `step`, the training forwards of this
-    epoch; `frozen`, shape (2,): whether batch norms and observers are frozen by hand (1), live by hand (0), or
-    follow the schedule (-1).
+    epoch; `settled`, how many of them there were when the ranges were last made final; `frozen`, shape (2,):
+    whether batch norms and observers are frozen by hand (1), live by hand (0), or follow the schedule (-1).
     """
 
     epoch: Tensor
     step: Tensor
+    settled: Tensor
     frozen: Tensor
 
     def __init__(self, norm_epochs: int, observer_epochs: int, steps_per_epoch: int | None = None) -> None:
@@ -39,6 +40,7 @@ class Schedule(nn.Module):
         self.by_hand = False
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("settled", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.full((2,), FOLLOW, dtype=torch.int64))
 
     @classmethod
@@ -66,6 +68,7 @@ class Schedule(nn.Module):
         """Begins the next epoch."""
         self.epoch.add_(1)
         self.step.zero_()
+        self.settled.zero_()
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch it is; from now on only this does."""
@@ -74,6 +77,16 @@ class Schedule(nn.Module):
         self.by_hand = True
         self.epoch.fill_(epoch)
         self.step.zero_()
+        self.settled.zero_()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the ranges are final for all that was seen."""
+        return bool(self.settled == self.step)
+
+    def settle(self) -> None:
+        """Says that they are."""
+        self.settled.copy_(self.step)
 
     def freeze(self, norms: bool | None, observers: bool | None) -> None:
         """Freezes (True) or unfreezes (False) by hand; None leaves the one as it is."""

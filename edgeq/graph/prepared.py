@@ -66,8 +66,7 @@ class PreparedModule(Program):
         self.calibration = calibration
         self.bank = InputBank() if calibration.is_wanted else None
         self.observes_always = False
-        self._unfinished = False  # whether observations were made that no range reflects yet
-        self._unmerged = False  # whether some of them were made here, and other processes made others
+        self._unmerged = False  # whether observations were made here of which other processes know nothing
         self.register_load_state_dict_post_hook(_after_loading)
         self.apply_mode()
 
@@ -122,18 +121,23 @@ class PreparedModule(Program):
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = norms_live
-            elif isinstance(module, QuantizedLayer):
-                module.forget()
         set_phase(self, self._phase(observing))
         if not self.training:
             for tensor in self.tensors():
                 tensor.read_bounds()
-        self._live_scales = together(self.layers())
+        self._lay_out()
         self._counted = int(self.schedule.step)
+
+    def _lay_out(self) -> None:
+        """Prepares what depends on where the tensors are and on who adapts."""
+        layers = self.layers()
+        for layer in layers:
+            layer.forget()
+        self._live_scales = together(layers)
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedModule:
         super()._apply(*args, **kwargs)
-        self.apply_mode()  # what was laid out for the old device no longer fits
+        self._lay_out()
         return self
 
     def observe_in_any_mode(self) -> None:
@@ -188,7 +192,7 @@ class PreparedModule(Program):
             self.apply_mode()
 
     def _count(self) -> None:
-        self._unfinished = self._unmerged = True
+        self._unmerged = True
         if self.schedule.steps_per_epoch is None:
             self.schedule.step.add_(1)
             return
@@ -206,7 +210,7 @@ class PreparedModule(Program):
 
         Raises CalibrationError naming the tensor when the data held NaN or infinity.
         """
-        if not self._unfinished:
+        if self.schedule.is_settled:
             return
         if self.schedule.observers_are_live or self.observes_always:
             self._merge_processes()
@@ -219,7 +223,8 @@ class PreparedModule(Program):
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank)
             self.bank.clear()
-        self._unfinished = self._unmerged = False  # last, so that data that cannot be used is refused again
+        self._unmerged = False
+        self.schedule.settle()  # last, so that data that cannot be used is refused again
 
     def _merge_processes(self) -> None:
         if not (self._unmerged and torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -239,8 +244,7 @@ class PreparedModule(Program):
 
 
 def _after_loading(module: PreparedModule, _: Any) -> None:
-    module._unfinished = bool(module.schedule.step > 0)  # it may have been saved before eval() finished the ranges
     module._unmerged = False
     module.apply_mode()
     if not module.training:
-        module.finish()
+        module.finish()  # it may have been saved in training
