@@ -89,7 +89,8 @@ def test_the_state_dict_holds_epoch_step_and_what_is_frozen():
     run_epochs(schedule, 3, steps=2)
     schedule.freeze(None, True)
     state = schedule.state_dict()
-    assert {key: value.tolist() for key, value in state.items()} == {"epoch": 2, "step": 2, "settled": 0, "frozen": [-1, 1]}
+    values = {key: value.tolist() for key, value in state.items()}
+    assert values == {"epoch": 2, "step": 2, "settled": 0, "frozen": [-1, 1]}
     assert {value.dtype for value in state.values()} == {torch.int64}
     other = Schedule(3, 4)
     other.load_state_dict(state)
