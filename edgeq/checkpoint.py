@@ -60,7 +60,8 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Any], stri
     report.missing = [key for key in own if key not in state]
     report.loaded = list(fitting)
     if strict and not report.complete:
-        raise SpecError(f"The checkpoint does not fit, nothing was loaded.\n{report}")
+        reasons = "\n".join(str(report).splitlines()[1:])  # without the count of those that would have been loaded
+        raise SpecError(f"The checkpoint does not fit, nothing was loaded:\n{reasons}")
     module.load_state_dict(fitting, strict=False)
     return report
 
