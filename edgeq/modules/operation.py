@@ -104,6 +104,11 @@ class Operation:
         """
         return scale.repeat(self.groups) if self.transposed and self.groups > 1 and scale.dim() else scale
 
+    def of_channels(self, scale: Tensor) -> Tensor:
+        """The inverse of `to_channels`: the largest of the scales of the output channels that share one."""
+        grouped = self.transposed and self.groups > 1 and scale.dim() > 0
+        return scale.reshape(self.groups, -1).amax(0) if grouped else scale
+
     def rows(self, weight: Tensor) -> Tensor:
         """The weight as a matrix (output channels, inputs that each sees)."""
         if not self.transposed:
