@@ -2,6 +2,7 @@
 
 from edgeq.backends import BackendSpec, backend_names, load_backend
 from edgeq.checkpoint import LoadReport, load_weights
+from edgeq.derive import derive
 from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
 from edgeq.fx import QConfigMapping, convert_fx, prepare_fx, prepare_qat_fx
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "backend_names",
     "convert_fx",
+    "derive",
     "load_backend",
     "load_preset",
     "load_weights",

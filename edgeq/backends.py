@@ -15,15 +15,24 @@ from edgeq.errors import SpecError, suggestion
 from edgeq.presets import data_folder, load_preset, preset_names, read_toml
 from edgeq.spec import BiasSpec, Granularity, QConfig, Rule, ScaleKind, TensorSpec
 
+DEPLOYABLE_BITS = (2, 3, 4, 5, 6, 7, 8)  # codes of converted networks and of files are bytes
+
 
 @dataclass(frozen=True)
 class Allowed:
-    """The values that a spec's key may take; an empty list allows all."""
+    """The values that a spec's key may take; an empty list allows all. `bits` is never empty."""
 
-    bits: tuple[int, ...] = ()
+    bits: tuple[int, ...] = DEPLOYABLE_BITS
     symmetric: tuple[bool, ...] = ()
     granularity: tuple[Granularity, ...] = ()
     scale: tuple[ScaleKind, ...] = ()
+
+    def __post_init__(self) -> None:
+        strict.validate(self)
+        wide = [bits for bits in self.bits if bits not in DEPLOYABLE_BITS]
+        if wide or not self.bits:
+            choices = ", ".join(map(str, DEPLOYABLE_BITS))
+            raise SpecError(f"bits is {list(self.bits)}. Networks are converted with: {choices}.")
 
     def broken(self, spec: TensorSpec, where: str) -> list[str]:
         """One line for each rule that `spec` breaks."""
@@ -48,6 +57,9 @@ class OnnxSpec:
     ir_version: int = strict.number(8, 7, 13)
     clip_on_integers: bool = False
 
+    def __post_init__(self) -> None:
+        strict.validate(self)
+
 
 @dataclass(frozen=True)
 class BackendSpec:
@@ -61,6 +73,9 @@ class BackendSpec:
     rounding: Rounding = Rounding.HALF_EVEN
     reduce_range: bool = False
     onnx: OnnxSpec = field(default_factory=OnnxSpec)
+
+    def __post_init__(self) -> None:
+        strict.validate(self)
 
     def broken_rules(self, qconfig: QConfig) -> list[str]:
         """One line for each rule that a preset breaks, its rules and edges included."""
@@ -111,7 +126,8 @@ def settle(qconfig: QConfig, backend: BackendSpec) -> QConfig:
         raise SpecError(
             f"The backend {backend.name!r} cannot run the preset {qconfig.name!r}:\n  "
             + "\n  ".join(broken)
-            + f"\nPresets that it can run: {', '.join(fitting) or 'none'}."
+            + f"\nPresets that it can run: {', '.join(fitting) or 'none'}. edgeq.derive(preset, backend) makes the "
+            "nearest one that it can run, and says what it changes."
         )
 
     def own(spec: TensorSpec | None) -> TensorSpec | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,12 +18,16 @@ from edgeq.presets import load_preset
 from edgeq.spec import QConfig, Rule
 from edgeq.wrapper import Backend, IntegerModule, Preset, PTCFxModule, QATFxModule, QuantizedWrapper
 
+T = TypeVar("T", bound=nn.Module)
+
 
 class QConfigMapping:
     """Which preset holds for which layer, at four levels, each stronger than the one before: global, object type
     (a module class, a function or an operator's name), regular expression on the module's name, module name.
 
-    A preset is anything that `edgeq.load_preset` takes; None leaves what it is set for in float.
+    A preset is anything that `edgeq.load_preset` takes; None leaves what it is set for in float. Of a preset that
+    is set for some layers, the specs of weight and activation count; what concerns a whole network, its bias,
+    recovery steps, rules and edges, is the global preset's.
     """
 
     def __init__(self) -> None:
@@ -32,14 +36,16 @@ class QConfigMapping:
 
     def set_global(self, preset: Preset | None) -> QConfigMapping:
         """For everything that nothing else is set for."""
-        self.preset = preset
+        self.preset = None if preset is None else load_preset(preset)
         return self
 
     def set_object_type(
         self, kind: type[nn.Module] | Callable[..., Any] | str, preset: Preset | None
     ) -> QConfigMapping:
         """For modules of a class, or calls of a function."""
-        name = kind if isinstance(kind, str) else kind.__name__
+        name = kind if isinstance(kind, str) else getattr(kind, "__name__", None)
+        if name is None:
+            raise SpecError(f"An object type is a module class, a function or a name, got {kind!r}.")
         return self._add(preset, type=name)
 
     def set_module_name_regex(self, pattern: str, preset: Preset | None) -> QConfigMapping:
@@ -50,12 +56,21 @@ class QConfigMapping:
         """For the module of that name and all below it."""
         return self._add(preset, name=name)
 
-    def _add(self, preset: Preset | None, **where: Any) -> QConfigMapping:
+    def _add(self, preset: Preset | None, **where: str) -> QConfigMapping:
+        """Sets a rule; for what one was set for before, it takes its place."""
         if preset is None:
-            self.rules.append(Rule(quantize=False, **where))
+            rule = Rule(quantize=False, **where)  # type: ignore[arg-type]
         else:
             qconfig = load_preset(preset)
-            self.rules.append(Rule(weight=qconfig.weight, activation=qconfig.activation, **where))
+            if qconfig.edges is not None or qconfig.rules:
+                raise SpecError(f"{qconfig.name!r} has edges or rules: it is a preset for networks, not for layers.")
+            rule = Rule(weight=qconfig.weight, activation=qconfig.activation, **where)  # type: ignore[arg-type]
+        key = rule.type, rule.pattern, rule.name
+        keys = [(other.type, other.pattern, other.name) for other in self.rules]
+        if key in keys:
+            self.rules[keys.index(key)] = rule
+        else:
+            self.rules.append(rule)
         return self
 
     def qconfig(self) -> QConfig:
@@ -63,7 +78,7 @@ class QConfigMapping:
         if self.preset is None:
             if all(not rule.quantize for rule in self.rules):
                 raise SpecError("The mapping leaves everything in float: set a preset globally or for some layers.")
-            everything = Rule(pattern=".*", quantize=False)
+            everything = Rule(type="*", quantize=False)  # the last of its level
             base = next(rule for rule in self.rules if rule.quantize)
             qconfig = QConfig(
                 weight=base.weight or QConfig().weight, activation=base.activation or QConfig().activation
@@ -80,8 +95,11 @@ def prepare_fx(
     backend: Backend = "qnnpack",
     bias_calibration_factor: float = 1.0,
     untraced: Iterable[str | type[nn.Module]] = (),
+    preserved_attributes: Iterable[str] = (),
 ) -> PTCFxModule:
-    """A copy of `model` that observes whatever runs through it, in either mode, until `convert_fx`."""
+    """A copy of `model` that observes whatever runs through it, in either mode, until `convert_fx`. Attributes of
+    `model` that are named in `preserved_attributes` are there on it, and on what it is converted to, as well.
+    """
     prepared = PTCFxModule(
         model,
         _preset(qconfig_mapping),
@@ -91,7 +109,7 @@ def prepare_fx(
         untraced=untraced,
     )
     prepared.module.observe_in_any_mode()
-    return prepared
+    return _preserve(prepared, model, preserved_attributes)
 
 
 def prepare_qat_fx(
@@ -100,16 +118,34 @@ def prepare_qat_fx(
     example_inputs: Any = None,
     backend: Backend = "qnnpack",
     untraced: Iterable[str | type[nn.Module]] = (),
+    preserved_attributes: Iterable[str] = (),
 ) -> QATFxModule:
-    """The network to train; ranges and batch norms adapt until `freeze()` is called on it."""
+    """The network to train; ranges and batch norms adapt until `freeze()` is called on it. `preserved_attributes`
+    as in `prepare_fx`.
+    """
     prepared = QATFxModule(model, _preset(qconfig_mapping), backend, example_inputs, total_epochs=1, untraced=untraced)
     prepared.unfreeze()
-    return prepared
+    return _preserve(prepared, model, preserved_attributes)
 
 
 def convert_fx(prepared: QuantizedWrapper) -> IntegerModule:
     """The network of integers that a prepared one has become."""
-    return prepared.convert()
+    if not isinstance(prepared, QuantizedWrapper):
+        raise SpecError(f"convert_fx takes what prepare_fx or prepare_qat_fx returned, got {type(prepared).__name__}.")
+    return _preserve(prepared.convert(), prepared, getattr(prepared, "preserved_attributes", ()))
+
+
+def _preserve(wrapper: T, source: nn.Module, names: Iterable[str]) -> T:
+    """`wrapper` with the attributes of `source` that are named, and their names."""
+    preserved = tuple(names)
+    for name in preserved:
+        if not hasattr(source, name):
+            raise SpecError(f"preserved_attributes names {name!r}, which {type(source).__name__} does not have.")
+        if hasattr(wrapper, name):
+            raise SpecError(f"preserved_attributes names {name!r}, which is edgeq's own on a quantized network.")
+        setattr(wrapper, name, getattr(source, name))
+    wrapper.preserved_attributes = preserved  # type: ignore[assignment]
+    return wrapper
 
 
 def _preset(mapping: QConfigMapping | Preset | None) -> Preset | None:

@@ -34,20 +34,26 @@ def load_preset(source: str | Path | Mapping[str, Any] | QConfig | None) -> QCon
 
     Raises SpecError for an unknown name or key, a file that cannot be read, or a value that makes no sense.
     """
+    return _load(source, ())
+
+
+def _load(source: Any, above: tuple[Path, ...]) -> QConfig:
+    """`load_preset`, for a preset that the files `above` refer to."""
     if source is None:
         source = DEFAULT_NAME
     if isinstance(source, QConfig):
         return source
     if isinstance(source, Mapping):
-        return _resolve(dict(source), "qconfig_type")
-    if isinstance(source, Path) or str(source).endswith(".toml"):
-        return _from_file(Path(source))
+        return _resolve(dict(source), "qconfig_type", above)
+    if isinstance(source, Path):
+        return _from_file(source, above)
     if not isinstance(source, str):
         raise SpecError(f"qconfig_type must be a name, a path, a dict or a QConfig, got {source!r}.")
-    parts = [part.strip() for part in source.split("+")]
+    is_path = source.endswith(".toml") and ("+" not in source or Path(source).exists())
+    parts = [source] if is_path else [part.strip() for part in source.split("+")]
     if len(parts) > 2:
         raise SpecError(f"qconfig_type {source!r} joins {len(parts)} presets; 'A+B' joins two.")
-    qconfigs = [_from_file(Path(part)) if part.endswith(".toml") else _named(part) for part in parts]
+    qconfigs = [_from_file(Path(part), above) if part.endswith(".toml") else _named(part) for part in parts]
     return qconfigs[0].with_edges(qconfigs[1]) if len(parts) == 2 else qconfigs[0]
 
 
@@ -60,13 +66,18 @@ def save_preset(qconfig: QConfig, path: str | Path) -> None:
 def _named(name: str) -> QConfig:
     if name not in preset_names():
         raise SpecError(f"Unknown preset {name!r}. {suggestion(name, preset_names())}")
-    return _from_file(data_folder() / f"{name}.toml")
+    return _from_file(data_folder() / f"{name}.toml", ())
 
 
-def _from_file(path: Path) -> QConfig:
+def _from_file(path: Path, above: tuple[Path, ...]) -> QConfig:
+    if path.resolve() in above:
+        raise SpecError(f"The preset file {str(path)!r} inherits, by way of others or directly, from itself.")
     data = read_toml(path, "preset")
     data.setdefault("name", path.stem)
-    return _resolve(data, path.name)
+    for key in ("inherits", "edges"):  # a file names others by where it is itself
+        if str(data.get(key)).endswith(".toml"):
+            data[key] = path.parent / data[key]
+    return _resolve(data, path.name, (*above, path.resolve()))
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -79,18 +90,26 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise SpecError(f"The {what} file {str(path)!r} is no TOML: {error}.") from error
 
 
-def _resolve(data: dict[str, Any], where: str) -> QConfig:
+def _resolve(data: dict[str, Any], where: str, above: tuple[Path, ...]) -> QConfig:
     """Merges `data` over the preset that it inherits from, and a rule's specs over the preset's own."""
-    data.setdefault("name", "custom")
-    inherits = data.pop("inherits", None)
-    base = load_preset(inherits) if inherits is not None else QConfig()
-    edges = data.pop("edges", None)
-    rules = data.pop("rules", None)
+    data = {"name": "custom", "summary": "", **data}
+    inherits, edges, rules = (data.pop(key, None) for key in ("inherits", "edges", "rules"))
+    base = _other(inherits, f"{where}.inherits", above) if inherits is not None else QConfig()
     merged = merge({key: value for key, value in _full(base).items() if key not in ("rules", "edges")}, data)
     qconfig = strict.read(QConfig, merged, where)
     own_rules = base.rules if rules is None else _rules(rules, qconfig, where)
-    own_edges = base.edges if edges is None else load_preset(edges)
+    own_edges = base.edges
+    if edges is not None:
+        own_edges = None if edges == strict.NONE else _other(edges, f"{where}.edges", above)
     return dataclasses.replace(qconfig, rules=own_rules, edges=own_edges)
+
+
+def _other(source: Any, where: str, above: tuple[Path, ...]) -> QConfig:
+    """The preset that another one refers to."""
+    try:
+        return _load(source, above)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
 
 
 def _rules(rules: Any, qconfig: QConfig, where: str) -> tuple[Rule, ...]:
@@ -111,15 +130,16 @@ def _rules(rules: Any, qconfig: QConfig, where: str) -> tuple[Rule, ...]:
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `change`; tables merge key by key, unless they name another algorithm."""
+    """`base` with the values of `change`; tables merge key by key, unless they name an algorithm: that has only
+    the options that stand beside its name.
+    """
     merged = dict(base)
     for key, value in change.items():
         before = merged.get(key)
         if isinstance(before, str) and isinstance(value, Mapping):
             before = {"name": before}
         if isinstance(before, Mapping) and isinstance(value, Mapping):
-            same = "name" not in value or value["name"] == before.get("name")
-            value = merge(before, value) if same else value
+            value = value if "name" in value else merge(before, value)
         merged[key] = value
     return merged
 
@@ -152,5 +172,7 @@ def _to_data(qconfig: QConfig) -> dict[str, Any]:
 
 
 def _rule_data(rule: Rule) -> dict[str, Any]:
-    specs = {key: _full(spec) for key in ("weight", "activation") if (spec := getattr(rule, key)) is not None}
-    return {**strict.write(rule), **specs}
+    """A rule with its specs in full, since they are read as changes of the preset's own."""
+    specs = {key: spec for key in ("weight", "activation") if (spec := getattr(rule, key)) is not None}
+    absent = dict.fromkeys(("range_max", "fixed_range"), strict.NONE)
+    return {**strict.write(rule), **{key: {**absent, **_full(spec)} for key, spec in specs.items()}}

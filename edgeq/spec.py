@@ -66,6 +66,9 @@ class Method:
             accepted = (int, float) if isinstance(default, float) else type(default)
             if not isinstance(value, accepted) or isinstance(value, bool) is not isinstance(default, bool):
                 raise SpecError(f"{where}.{key} must be {type(default).__name__}, got {value!r}.")
+            low, high = getattr(registry[self.name], "bounds", {}).get(key, (value, value))
+            if not low <= value <= high:
+                raise SpecError(f"{where}.{key} must lie in {low}..{high}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,11 @@ class TensorSpec:
     training_observer: Method = Method("moving_average")
 
     def __post_init__(self) -> None:
+        strict.validate(self)
         self.observer.check(OBSERVERS, "observer")
         self.training_observer.check(OBSERVERS, "training_observer")
+        if self.reduce_range and self.bits == 2:
+            raise SpecError("bits is 2, of which reduce_range leaves one: too few to quantize anything.")
 
     def codes(self, signed: bool) -> tuple[int, int]:
         """Smallest and greatest code that a tensor of this spec uses."""
@@ -116,14 +122,31 @@ class BiasSpec:
 
     bits: int = strict.number(32, 8, 32)
 
+    def __post_init__(self) -> None:
+        strict.validate(self)
+
+
+def check_specs(weight: TensorSpec | None, activation: TensorSpec | None) -> None:
+    """Raises SpecError for specs that no runtime takes for what they are for, or whose observer is for the other."""
+    if weight is not None:
+        if not weight.symmetric or weight.sign is not Sign.SIGNED:
+            raise SpecError("The weight must be symmetric and signed: runtimes take no other.")
+        for key, method in (("observer", weight.observer), ("training_observer", weight.training_observer)):
+            if not OBSERVERS[method.name].for_weights:
+                choices = ", ".join(name for name in OBSERVERS if OBSERVERS[name].for_weights)
+                raise SpecError(f"weight.{key} is {method.name!r}, which is for activations; for weights: {choices}.")
+    if activation is not None and activation.granularity is not Granularity.TENSOR:
+        raise SpecError("The activation must have granularity 'tensor', not 'channel': runtimes take no other.")
+
 
 @dataclass(frozen=True)
 class Rule:
-    """Another spec for some layers: by exact `name`, by `pattern` (a regular expression that the whole name must
-    match), or by `type` (class name of the module, or the operator's name in edgeq's table).
+    """Another spec for some layers: by `name` (the layer, and all below it), by `pattern` (a regular expression
+    that the whole name must match), or by `type` (class name of the module, name of the function or method, the
+    operator's name in edgeq's table, or ``*`` for every type).
 
-    Where several rules match, a name wins over a pattern and a pattern over a type; among equals the first
-    wins. ``quantize = false`` leaves the layer in float.
+    Where several rules match, a name wins over a pattern and a pattern over a type; of several names the longest
+    wins, among other equals the first. ``quantize = false`` leaves the layer in float.
     """
 
     type: str | None = None
@@ -134,6 +157,7 @@ class Rule:
     activation: TensorSpec | None = None
 
     def __post_init__(self) -> None:
+        strict.validate(self)
         keys = [key for key in ("type", "pattern", "name") if getattr(self, key) is not None]
         if len(keys) != 1:
             raise SpecError(f"A rule needs exactly one of type, pattern and name, got {keys or 'none of them'}.")
@@ -141,11 +165,14 @@ class Rule:
             re.compile(self.pattern or "")
         except re.error as error:
             raise SpecError(f"The rule's pattern {self.pattern!r} is no regular expression: {error}.") from None
+        check_specs(self.weight, self.activation)
 
     @property
-    def level(self) -> int:
-        """Precedence: 3 name, 2 pattern, 1 type."""
-        return 3 if self.name is not None else 2 if self.pattern is not None else 1
+    def level(self) -> tuple[int, int]:
+        """Precedence: first 3 for a name, 2 for a pattern, 1 for a type; then how long the name is."""
+        if self.name is not None:
+            return 3, len(self.name)
+        return (2 if self.pattern is not None else 1), 0
 
     def matches(self, name: str, types: tuple[str, ...]) -> bool:
         """Whether the layer called `name`, known under any of `types`, falls under this rule."""
@@ -153,7 +180,7 @@ class Rule:
             return name == self.name or name.startswith(f"{self.name}.")
         if self.pattern is not None:
             return re.fullmatch(self.pattern, name) is not None
-        return self.type in types
+        return self.type == "*" or self.type in types
 
 
 @dataclass(frozen=True)
@@ -174,10 +201,8 @@ class QConfig:
     edges: QConfig | None = field(default=None)
 
     def __post_init__(self) -> None:
-        if not self.weight.symmetric or self.weight.sign is not Sign.SIGNED:
-            raise SpecError(f"The weight of {self.name!r} must be symmetric and signed: runtimes take no other.")
-        if self.activation.granularity is not Granularity.TENSOR:
-            raise SpecError(f"The activation of {self.name!r} must have granularity 'tensor', not 'channel'.")
+        strict.validate(self)
+        check_specs(self.weight, self.activation)
         for step in self.recovery:
             RECOVERY_STEPS[step]
 

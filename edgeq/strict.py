@@ -23,10 +23,21 @@ FOREIGN_WORDS = {
     "ch_axis": 'granularity = "channel"',
     "per_channel": 'granularity = "channel"',
     "dtype": "bits and sign",
-    "range_shrink_percentile": 'observer = {name = "histogram", percentile = ...}',
+    "range_shrink_percentile": 'observer = {name = "percentile", percentile = ...}',
     "observer_name": "observer",
     "observer_cls": "observer",
+    "observer_type": "observer",
+    "bit": "bits",
+    "bit_width": "bits",
+    "num_bits": "bits",
+    "symmetry": "symmetric",
+    "pot_scale": 'scale = "power_of_two"',
+    "scale_type": "scale",
+    "round_mode": "rounding; it is the backend's, not the preset's",
+    "quant_min": "bits and sign",
+    "quant_max": "bits and sign",
 }
+NONE = "none"  # how a file says that a value which it inherits does not hold: TOML has no null
 
 
 def number(default: Any, low: float, high: float) -> Any:
@@ -59,25 +70,40 @@ def read(cls: type[T], data: Any, where: str) -> T:
         raise SpecError(f"{where} must be a table, got {data!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     check_keys(data, fields, where)
-    hints = _hints(typing.cast(Any, cls))
-    values = {key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    for key, value in values.items():
-        bounds = fields[key].metadata
-        if value is not None and "low" in bounds and not bounds["low"] <= value <= bounds["high"]:
-            raise SpecError(f"{where}.{key} must lie in {bounds['low']}..{bounds['high']}, got {value!r}.")
-    return cls(**values)
+    values = {key: _checked(cls, fields[key], value, where) for key, value in data.items()}
+    try:
+        return cls(**values)
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
+
+
+def validate(instance: Any) -> None:
+    """For ``__post_init__`` of a frozen dataclass: what code constructs is checked and converted like a file."""
+    for field in dataclasses.fields(instance):
+        value = _checked(type(instance), field, getattr(instance, field.name), type(instance).__name__)
+        object.__setattr__(instance, field.name, value)
+
+
+def _checked(cls: Any, field: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    """`value` as the field wants it. Raises SpecError for a wrong type or a number out of its bounds."""
+    where = f"{where}.{field.name}"
+    value, bounds = _value(_hints(cls)[field.name], value, where), field.metadata
+    if value is not None and "low" in bounds and not bounds["low"] <= value <= bounds["high"]:
+        raise SpecError(f"{where} must lie in {bounds['low']}..{bounds['high']}, got {value!r}.")
+    return value
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     """`value` checked against the annotation `hint`, converted where that loses nothing."""
     if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
         (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+        if value is None or (value == NONE and hint is not str):
+            return None
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise SpecError(f"{where} must be a list, got {value!r}.")
-        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
+        item_hint = typing.get_args(hint)[0]
+        return tuple(_value(item_hint, item, f"{where}[{index}]") for index, item in enumerate(value))
     if hasattr(hint, "from_data"):
         return hint.from_data(value, where)
     if dataclasses.is_dataclass(hint):
