@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from edgeq.errors import SpecError, suggestion
 from edgeq.graph.fuse import Chain, chains
 from edgeq.graph.kinds import floating_nodes, module_of
-from edgeq.graph.operators import Behaviour, Operator, behaviour_of, data_inputs, operator_of
+from edgeq.graph.operators import Behaviour, Operator, behaviour_of, data_inputs, marks, operator_of
 from edgeq.graph.region import outside_of_region
 from edgeq.graph.trace import SCOPE
 from edgeq.spec import QConfig, TensorSpec
@@ -54,6 +55,7 @@ def node_name(node: fx.Node) -> str:
 
 def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     """The annotation of a rewritten graph under `qconfig`, in which the backend's rules are already settled."""
+    _check_names(graph, qconfig)
     floating = floating_nodes(graph, root)
     outside = outside_of_region(graph, root)
     floats = {node for node in floating if node in outside or _stays_float(node, root, qconfig)}
@@ -67,10 +69,23 @@ def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     return annotation
 
 
+def _check_names(graph: fx.Graph, qconfig: QConfig) -> None:
+    """Raises SpecError for a rule by name that is nobody's: it would be ignored."""
+    paths = [node_name(node).split(".") for node in graph.nodes if node.op != "output"]
+    known = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
+    for rule in qconfig.rules:
+        if rule.name is not None and rule.name not in known:
+            raise SpecError(f"The rule for {rule.name!r} fits no layer of the model. {suggestion(rule.name, known)}")
+
+
 def _types(node: fx.Node, root: nn.Module) -> tuple[str, ...]:
     module = module_of(node, root)
     names = [operator_of(node, module).name]
-    return (*names, type(module).__name__) if module is not None else tuple(names)
+    if module is not None:
+        names.append(type(module).__name__)
+    elif node.op.startswith("call"):
+        names.append(str(getattr(node.target, "__name__", node.target)))
+    return tuple(names)
 
 
 def _stays_float(node: fx.Node, root: nn.Module, qconfig: QConfig) -> bool:
@@ -114,17 +129,28 @@ class _Reach:
         self.hidden = parts - self.tails
         self.computing: set[fx.Node] = set()
         self.movers: list[fx.Node] = []
+        self.splits: set[fx.Node] = set()
         self.reads: dict[fx.Node, list[fx.Node]] = {}
+        marked: set[fx.Node] = set()  # values with marks among them, which nothing but a layer asks to be quantized
         for node in graph.nodes:
+            module = module_of(node, root)
+            if node in floating and marks(node, module):
+                marked.add(node)
             if node not in floating or node in floats or not node.op.startswith("call"):
                 continue
-            module = module_of(node, root)
+            behaviour = behaviour_of(node, module)
             sources = [source for source in data_inputs(node, module) if source in floating]
             self.reads[node] = [source for source in sources if source not in self.hidden]
-            if behaviour_of(node, module) in COMPUTING:
+            if behaviour in COMPUTING or node in annotation.chains:
                 self.computing.add(node)
+                if behaviour not in (Behaviour.LAYER, Behaviour.MATMUL):
+                    self.reads[node] = [source for source in self.reads[node] if source not in marked]
             elif node not in self.tails:
                 self.movers.append(node)
+                if sources and all(source in marked for source in sources):
+                    marked.add(node)
+            if operator_of(node, module).name == "split":
+                self.splits.add(node)
 
     def quantized(self) -> set[fx.Node]:
         """Runs to the fixed point: a reader asks for what it reads, a moved value follows its source."""
@@ -139,8 +165,8 @@ class _Reach:
                 sources = self.reads[node]
                 if sources and all(source in found for source in sources):
                     found.add(node)
-                elif node in found and not (len(sources) == 1 and sources[0] in self.floats):
-                    found.update(sources)
+                elif node in found and (node in self.splits or len(sources) != 1 or sources[0] not in self.floats):
+                    found.update(sources)  # a split's parts have one quantizer, which cannot stand behind a tuple
         return found
 
 
@@ -185,7 +211,7 @@ class _Names:
     """Unique names for quantizers: that of the module or node which makes the tensor."""
 
     def __init__(self) -> None:
-        self.taken: set[str] = set()
+        self.taken: set[str] = set(dir(nn.ModuleDict()))  # where quantizers are kept: "keys" and "to" are its methods
 
     def unique(self, node: fx.Node) -> str:
         base = name = node_name(node).replace(".", "_")

@@ -124,7 +124,7 @@ class _Converter:
         """The node of the new graph that gives a value as real numbers."""
         if node not in self.reals:
             quantizer = self._quantizer_of(node)
-            name = f"{RESERVED}.dequantize.{node.name}"
+            name = _path("dequantize", node.name)
             self._install(name, Dequantize(quantizer))
             self.reals[node] = self.graph.call_module(name, (self.codes[node],))
         return self.reals[node]
@@ -138,7 +138,7 @@ class _Converter:
     def _code(self, node: Node) -> Node:
         """The node of the new graph that gives a value as codes."""
         if node not in self.codes:
-            name = f"{RESERVED}.tensors.{node.name}"
+            name = _path("tensors", node.name)
             self._install(name, Quantize(self._quantizer_of(node)))
             self._keep_codes(node, self.graph.call_module(name, (self.reals[node],)), "quantize")
         return self.codes[node]
@@ -178,10 +178,10 @@ class _Converter:
             self.reals[node] = self._real(source)
             return
         codes = Quantize(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
-        path = f"{RESERVED}.tensors.{node.name.removeprefix(f'{RESERVED}_tensors_')}"
+        path = _path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
         if source.op == "get_attr":
             value = codes.encode(attribute(self.network, str(source.target)).detach())
-            path = f"{RESERVED}.constants.{quantizer.name}"
+            path = _path("constants", quantizer.name)
             self._install(path, value)
             self._keep_codes(node, self.graph.get_attr(path), "constant")
             return
@@ -238,7 +238,7 @@ class _Converter:
         if node.target is operator.getitem and operator_of(source, module_of(source, self.network)).name == "split":
             made = self.graph.call_function(operator.getitem, args)
         else:
-            path = f"{RESERVED}.movers.{node.name}"
+            path = _path("movers", node.name)
             self._install(path, mover(node, module, Codes(self._quantizer_of(node))))
             if node.op == "call_function" and row.name == "pad":
                 args, kwargs = args[:2], {**kwargs, **dict(zip(("mode", "value"), args[2:], strict=False))}
@@ -254,3 +254,8 @@ class _Converter:
                 return  # it is kept as codes
             self._install(str(node.target), attribute(self.network, str(node.target)).detach().clone())
         self.reals[node] = self.graph.node_copy(node, self._real)
+
+
+def _path(kind: str, name: str) -> str:
+    """Where in the new tree something for a node or a quantizer goes; "to" and "type" are methods of modules."""
+    return f"{RESERVED}.{kind}.{name}{'_' if hasattr(nn.Module, name) else ''}"

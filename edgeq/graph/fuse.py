@@ -47,7 +47,19 @@ def chains(graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node]) -> dict[
     for chain in list(found.values()):
         if chain.norm is not None:
             found.pop(chain.norm, None)
+    absorbed = {chain.clip for chain in found.values()}
+    for node in graph.nodes:
+        if node not in absorbed and node not in float_nodes and _clips_off_the_grid(node, module_of(node, root)):
+            found[node] = Chain(node)
     return found
+
+
+def _clips_off_the_grid(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node clips at a bound that need not have a code in its input's range; zero always has one."""
+    if not node.op.startswith("call") or behaviour_of(node, module) is not Behaviour.CLIP:
+        return False
+    bounds = operator_of(node, module).bounds
+    return bounds is not None and any(bound not in (None, 0.0) for bound in bounds(node, module) or ())
 
 
 def _only_user(node: fx.Node, float_nodes: set[fx.Node]) -> fx.Node | None:

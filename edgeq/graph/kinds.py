@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from edgeq.graph.operators import Behaviour, behaviour_of, operator_of
+from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
 
-INTEGER_TYPES = {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool}
 CREATORS = {torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.linspace, torch.empty}
 
 
@@ -21,14 +21,36 @@ def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
 def floating_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     """The nodes that give a floating tensor, or a tuple of them, judged from the graph alone.
 
-    Inputs count as floating unless an embedding looks them up or their default says otherwise. A wrong guess
-    does no harm: quantizers let everything pass that is no floating tensor.
+    Inputs count as floating unless an embedding looks them up or their default says otherwise, and so does
+    whatever a layer computes with. A wrong guess does no harm: quantizers let everything pass that is no floating
+    tensor.
     """
     floating: set[fx.Node] = set()
     for node in graph.nodes:
+        module = module_of(node, root)
+        if behaviour_of(node, module) in (Behaviour.LAYER, Behaviour.MATMUL):
+            floating.update(data_inputs(node, module))
         if _is_floating(node, root, floating):
             floating.add(node)
-    return floating
+    return floating - bundles(graph)
+
+
+def bundles(graph: fx.Graph) -> set[fx.Node]:
+    """The inputs, and parts of inputs, that seem to be tuples, dicts or objects with tensors in them: whatever reads
+    them picks an item by its number or key, or an attribute that tensors lack.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_input = node.op == "placeholder" or (_picks(node) and node.args[0] in found)
+        if is_input and node.users and all(_picks(user) and user.args[0] is node for user in node.users):
+            found.add(node)
+    return found
+
+
+def _picks(node: fx.Node) -> bool:
+    if node.target is getattr:
+        return not hasattr(Tensor, str(node.args[1]))
+    return node.target is operator.getitem and isinstance(node.args[1], int | str)
 
 
 def _is_floating(node: fx.Node, root: nn.Module, floating: set[fx.Node]) -> bool:
@@ -38,23 +60,25 @@ def _is_floating(node: fx.Node, root: nn.Module, floating: set[fx.Node]) -> bool
     if node.op == "get_attr":
         value = attribute(root, str(node.target))
         return isinstance(value, Tensor) and value.is_floating_point()
-    if node.op == "output" or node.kwargs.get("dtype") in INTEGER_TYPES:
+    if node.op == "output":
         return False
+    types = _types(node)
+    if types:
+        return all(kind.is_floating_point for kind in types)
     module = module_of(node, root)
     if behaviour_of(node, module) is Behaviour.PLAIN:
-        return False
-    if (
-        node.op == "call_method"
-        and node.target in ("to", "type")
-        and any(a in INTEGER_TYPES for a in _plain(node.args))
-    ):
         return False
     if operator_of(node, module).name == "embedding" or node.target in CREATORS:
         return True
     return any(source in floating for source in node.all_input_nodes)
 
 
-def _plain(values: tuple[Any, ...]) -> list[Any]:
+def _types(node: fx.Node) -> list[torch.dtype]:
+    """The types that a call names: x.float(), x.to(torch.float32), torch.arange(9, dtype=torch.float32)."""
+    named = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
+    if node.op == "call_method" and node.target in named:
+        return [named[str(node.target)]]
+    values = (*node.args, node.kwargs.get("dtype")) if node.op.startswith("call") else ()
     return [value for value in values if isinstance(value, torch.dtype)]
 
 

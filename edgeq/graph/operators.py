@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from edgeq.graph.rewrite import put
+from edgeq.graph.put import put
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 
@@ -27,7 +27,7 @@ class Behaviour(Enum):
     OWN = "own range"  # computed on quantized inputs, its output gets a range of its own
     FIXED = "fixed range"  # as above, with a range that is known beforehand
     SHARE = "shares its input's range"  # only moves or picks values: the codes stay what they are
-    CLIP = "clips"  # absorbed by the quantizer behind it, else shares its input's range
+    CLIP = "clips"  # absorbed by the quantizer behind it, else shares its input's range if it clips at zero only
     FLOAT = "stays float"  # on dequantized inputs, its output is not quantized unless a reader needs it
     PLAIN = "is no tensor"  # sizes, types, masks and indices: never touched
 
@@ -110,9 +110,17 @@ def _is_binary(node: fx.Node, module: nn.Module | None) -> bool:
     return isinstance(argument(node, 1, "other"), fx.Node)
 
 
-def _is_transpose(node: fx.Node, module: nn.Module | None) -> bool:
-    return node.args[1] in ("T", "mT", "data")
+def _gives_values(node: fx.Node, module: nn.Module | None) -> bool:
+    """x.T and x.max(1).values do; so does an attribute that tensors lack, of an input that is no tensor itself."""
+    return node.args[1] in ("T", "mT", "H", "mH", "data", "values") or not hasattr(torch.Tensor, str(node.args[1]))
 
+
+def _picks_from_tensors(node: fx.Node, module: nn.Module | None) -> bool:
+    """A number to pick from, torch.where(mask, x, 0.5), need not have a code in the range of the tensor."""
+    return all(isinstance(argument(node, *at), fx.Node) for at in ((1, "input"), (2, "other")))
+
+
+LEAST_MARK = 1e4  # no activation is as great
 
 B, F, O = Behaviour, functional, Operator
 
@@ -163,12 +171,12 @@ TABLE: tuple[Operator, ...] = (
     # ---- operations that only move or pick values
     O("cat", B.SHARE, (), (torch.cat, torch.concat, torch.concatenate, torch.stack)),
     O("maximum", B.SHARE, (), (torch.maximum, torch.minimum), ("maximum", "minimum")),
-    O("max", B.SHARE, (), (torch.max, torch.min), ("max", "min"), holds=_is_binary, otherwise=B.FLOAT),
-    O("where", B.SHARE, (), (torch.where,), inputs=(1, 2)),
+    O("max", B.SHARE, (), (torch.max, torch.min), ("max", "min"), holds=_is_binary, otherwise=B.FLOAT, note="a reduction, which may give indices as well"),
+    O("where", B.SHARE, (), (torch.where,), inputs=(1, 2), holds=_picks_from_tensors, otherwise=B.FLOAT, note="the number that it picks may have no code"),
     O("extreme", B.SHARE, (), (torch.amax, torch.amin), ("amax", "amin"), inputs=(0,)),
     O("max_pool", B.SHARE, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
       (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
-      inputs=(0,), holds=_returns_values_only, otherwise=B.FLOAT),
+      inputs=(0,), holds=_returns_values_only, otherwise=B.FLOAT, note="it gives indices as well"),
     O("pad", B.SHARE, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
                        nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
       (F.pad,), inputs=(0,), holds=_pads_with_zero),
@@ -189,11 +197,12 @@ TABLE: tuple[Operator, ...] = (
       note="its small differences near zero are what a loss looks at, and one scale for the whole range loses them"),
     O("exponential", B.FLOAT, (), (torch.exp, torch.log, torch.pow, operator.pow, torch.sqrt, torch.rsqrt, torch.square, torch.reciprocal, torch.abs),
       ("exp", "log", "pow", "sqrt", "rsqrt", "square", "reciprocal", "abs"), inputs=(0,), note="no backend runs it in integers"),
+    O("masked_fill", B.FLOAT, (), (torch.masked_fill,), ("masked_fill",), inputs=(0,), note="the number that it fills in may have no code"),
     O("embedding", B.FLOAT, (nn.Embedding, nn.EmbeddingBag), (F.embedding, F.embedding_bag), inputs=(1,), note="a table look-up: nothing is computed"),
     O("attention", B.FLOAT, (nn.MultiheadAttention,), (F.scaled_dot_product_attention,), note="one opaque call in float; written out with matmul and softmax it is quantized"),
     O("recurrent", B.FLOAT, (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell), inputs=(0,), note="a loop over time inside of one call"),
     # ---- no floating tensor comes out
-    O("attribute", B.SHARE, (), (getattr,), inputs=(0,), holds=_is_transpose, otherwise=B.PLAIN),
+    O("attribute", B.SHARE, (), (getattr,), inputs=(0,), holds=_gives_values, otherwise=B.PLAIN),
     O("size", B.PLAIN, (), (len, torch.numel), ("size", "dim", "numel", "ndimension", "stride", "is_contiguous", "is_floating_point", "item", "tolist", "get_device")),
     O("integer", B.PLAIN, (), (torch.argmax, torch.argmin, torch.argsort, torch.arange, torch.nonzero), ("argmax", "argmin", "argsort", "long", "int", "bool", "nonzero")),
     O("comparison", B.PLAIN, (), (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge,
@@ -230,12 +239,21 @@ def behaviour_of(node: fx.Node, module: nn.Module | None) -> Behaviour:
     return row.behaviour
 
 
+def marks(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a number marks places rather than being a value there, as the -inf of a masked attention does: no
+    range may hold it.
+    """
+    at = {"masked_fill": ((2, "value"),), "where": ((1, "input"), (2, "other"))}.get(operator_of(node, module).name, ())
+    values = [argument(node, *where) for where in at]
+    return any(isinstance(value, int | float) and abs(value) >= LEAST_MARK for value in values)
+
+
 def data_inputs(node: fx.Node, module: nn.Module | None) -> list[fx.Node]:
     """The nodes whose values an operation computes with, as opposed to its parameters and sizes."""
     positions = operator_of(node, module).inputs
     if positions is None:
         return list(node.all_input_nodes)
-    names = ("input", "other", "value") if node.op == "call_function" else ("input",)
+    names = ("input", "other", "mat2", "value") if node.op != "call_module" else ("input",)
     values = [node.args[position] for position in positions if position < len(node.args)]
     values += [node.kwargs[name] for name in names if name in node.kwargs]
     found: list[fx.Node] = []

@@ -43,9 +43,7 @@ def prepare(
     """
     if hasattr(model, RESERVED):
         raise SpecError(f"The model already has an attribute {RESERVED!r}, where edgeq keeps its state: rename it.")
-    graph = trace(model, untraced)
-    graph = _copied(graph)
-    root = shell_tree(model)
+    graph, root = _traced(model, untraced)
     for path in functionalize(graph, root):
         root.get_submodule(path).inplace = False  # type: ignore[assignment]
     reshape_views(graph)
@@ -64,6 +62,19 @@ def prepare(
     groups = {node.name: group.name for node, group in annotation.group_of.items() if node in nodes}
     reasons = {node.name: reason for node, reason in annotation.reasons.items() if node in nodes}
     return PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, groups, reasons)
+
+
+def _traced(model: nn.Module, untraced: Iterable[str | type[nn.Module]]) -> tuple[fx.Graph, nn.Module]:
+    """A graph of our own and the tree that it is to run over. Constants that tracing met, which it leaves in the
+    model as attributes, go with the tree.
+    """
+    known = set(vars(model))
+    try:
+        graph = _copied(trace(model, untraced))
+        return graph, shell_tree(model)
+    finally:
+        for name in set(vars(model)) - known:
+            delattr(model, name)
 
 
 def shell_tree(model: nn.Module) -> nn.Module:
@@ -152,10 +163,9 @@ class _Builder:
         self.annotation.group_of[quantized] = self.annotation.group_of.pop(tail)
 
     def _chain(self, chain: Chain) -> None:
-        behaviour = behaviour_of(chain.head, module_of(chain.head, self.root))
-        if behaviour is Behaviour.LAYER:
+        if chain.head in self.annotation.weights:  # not by its module, which an earlier call may have replaced
             self._layer(chain)
-        elif behaviour is Behaviour.MATMUL:
+        elif behaviour_of(chain.head, module_of(chain.head, self.root)) is Behaviour.MATMUL:
             self._matmul(chain)
         else:
             self._insert(chain.head, chain.tail, chain.floor, chain.ceiling, fresh=True)
@@ -175,6 +185,11 @@ class _Builder:
     def _layer(self, chain: Chain) -> None:
         head = chain.head
         module = module_of(head, self.root)
+        if module is not None and len(head.args) + len(head.kwargs) > 1:
+            raise SpecError(
+                f"{node_name(head)} is called with more than its input, {head.args[1:]} {dict(head.kwargs)}. A size "
+                "of the output must be fixed beforehand: set output_padding in the constructor instead."
+            )
         operation = Operation.of_module(module) if module is not None else Operation.of_call(head)
         norm: Any = None if chain.norm is None else module_of(chain.norm, self.root)
         site = Site(
@@ -210,19 +225,11 @@ class _Builder:
 
     def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
         if module is not None:
-            return Owner(module, "weight", None if module.bias is None else "bias")
+            return Owner(module, "weight", module, None if module.bias is None else "bias")
         weight, bias = (_argument(head, position, name) for position, name in ((1, "weight"), (2, "bias")))
-        *scope, name = str(weight.target).split(".")
-        owner = self.root.get_submodule(".".join(scope))
-        if bias is None:
-            return Owner(owner, name, None)
-        *bias_scope, bias_name = str(bias.target).split(".")
-        if bias_scope != scope:
-            raise SpecError(
-                f"The weight and the bias of {node_name(head)} belong to different modules: "
-                f"{weight.target} and {bias.target}."
-            )
-        return Owner(owner, name, bias_name)
+        owner, _, name = str(weight.target).rpartition(".")
+        bias_owner, _, bias_name = (owner, "", None) if bias is None else str(bias.target).rpartition(".")
+        return Owner(self.root.get_submodule(owner), name, self.root.get_submodule(bias_owner), bias_name)
 
     def _weight_quantizer(self, head: fx.Node, layer: QuantizedLayer, operation: Operation) -> WeightQuantizer:
         spec: TensorSpec = self.annotation.weights[head]

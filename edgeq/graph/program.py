@@ -17,7 +17,8 @@ _numbers = count()
 
 
 class Program(nn.Module):
-    """The children, parameters and buffers of `root` under their own names, and `fx_graph`, which calls them.
+    """The children, parameters, buffers and plain tensors of `root` under their own names, and `fx_graph`, which
+    calls them.
 
     `torch.fx.GraphModule` would drop every submodule that the graph does not call, and with it keys of the
     state dict, and would lose attributes in a deepcopy. This class keeps all of them; deepcopy and pickling
@@ -28,6 +29,8 @@ class Program(nn.Module):
         super().__init__()
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[kind] = copy.copy(root.__dict__[kind])
+        constants = {name: value for name, value in root.__dict__.items() if isinstance(value, Tensor)}
+        self.__dict__.update(constants)  # tensors that are no buffers
         self.training = root.training
         self.fx_graph = graph
         self._function: Callable[..., Any]

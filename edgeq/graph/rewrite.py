@@ -6,8 +6,13 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional
+
+from edgeq.errors import TraceError
+from edgeq.graph.aliases import stale_reader
+from edgeq.graph.put import put
+from edgeq.graph.trace import SCOPE
 
 IN_PLACE_FUNCTIONS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -26,27 +31,35 @@ IN_PLACE_FUNCTIONS: dict[Any, Any] = {
 }
 
 
-def put(x: Tensor, index: Any, value: Any) -> Tensor:
-    """A copy of `x` in which ``x[index] = value`` holds."""
-    y = x.clone()
-    y[index] = value
-    return y
-
-
-fx.wrap("put")
+DROPOUTS: dict[Any, type[nn.Module]] = {
+    functional.dropout: nn.Dropout,
+    functional.dropout1d: nn.Dropout1d,
+    functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
+    functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
 
 
 def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
     """Turns operations in place into ones that return a new tensor, and lets everything that comes later in the
     graph use that. Returns the paths of the modules that work in place, which now must not.
 
-    A quantized tensor may have several readers; one that wrote into it would change it for all of them.
+    A quantized tensor may have several readers; one that wrote into it would change it for all of them. Raises
+    TraceError where the network needs that, because it reads what was written through a view made before.
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     modules: set[str] = set()
     for node in list(graph.nodes):
         if not _becomes_functional(node, root, modules):
             continue
+        stale = stale_reader(graph, root, node)
+        if stale is not None:
+            raise TraceError(
+                f"{node.name!r} ({node.target}, in submodule {node.meta.get(SCOPE) or 'the model itself'}) writes in "
+                f"place into memory that {stale.name!r} ({stale.target}) reads later through another view of it. A "
+                "quantized tensor is never written to: write this place without the operation in place."
+            )
         written = node.args[0]
         if isinstance(written, fx.Node):
             for user in list(written.users):
@@ -84,17 +97,17 @@ def reshape_views(graph: fx.Graph) -> None:
         node.target = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), node.target)
 
 
-def dropout_modules(graph: fx.Graph) -> dict[str, nn.Dropout]:
-    """Turns calls of `functional.dropout` that follow the mode of the model into modules, so that they go on
-    following it. The graph was traced in evaluation mode, so these are the ones with ``training=False``.
+def dropout_modules(graph: fx.Graph) -> dict[str, nn.Module]:
+    """Turns calls of `functional.dropout` and its like that follow the mode of the model into modules, so that they
+    go on following it. The graph was traced in evaluation mode, so these are the ones with ``training=False``.
     """
-    modules: dict[str, nn.Dropout] = {}
+    modules: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target is not functional.dropout:
+        if node.op != "call_function" or node.target not in DROPOUTS:
             continue
         values = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
         if values.get("training", True) is False:
-            modules[node.name] = nn.Dropout(values.get("p", 0.5))
+            modules[node.name] = DROPOUTS[node.target](values.get("p", 0.5))
             node.op, node.target = "call_module", f"quantization.dropouts.{node.name}"
             node.args, node.kwargs = (values["input"],), {}
     return modules

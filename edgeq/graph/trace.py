@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,13 @@ from edgeq.errors import TraceError
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
+
+
+class Proxy(fx.Proxy):
+    """A value of a traced graph to which items may be assigned."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
 class Tracer(fx.Tracer):
@@ -34,6 +42,9 @@ class Tracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.paths.pop()  # not in a finally: after an error the path tells where it was
         return result
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        return Proxy(node, self)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)

@@ -7,13 +7,14 @@ QuantizeLinear; what the module computes and what the file says are the same num
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edgeq.arithmetic import bias_scale, multiplier
-from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint
+from edgeq.arithmetic import LARGEST_EXACT_INTEGER, Rounding, bias_scale, multiplier
+from edgeq.modules import onednn
+from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, largest_accumulator
 from edgeq.modules.float32_state import Float32State
 from edgeq.modules.handover import nobody_looks
 from edgeq.modules.matmul import integer_matmul
@@ -57,8 +58,17 @@ class Codes(Float32State):
         self._scale, self._zero_point = float(self.scale), int(self.zero_point)
         low, high = (torch.tensor(end, device=self.scale.device) for end in self.range)
         qparams = QParams(self.scale, self.zero_point.to(torch.int32), low, high)
-        _, *ends = kernel.grid_of(qparams, self.floor, self.ceiling)
+        _, *ends = kernel.grid_of(qparams, self.floor, self.ceiling, self.rounding)
         self.low, self.high = (int(end) + self._zero_point for end in ends)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Takes the type of the codes from the state too: it may come of other data, with other signs."""
+        zero_point = state_dict.get(f"{prefix}zero_point")
+        if isinstance(zero_point, Tensor) and zero_point.dtype is not self.zero_point.dtype:
+            self.zero_point = self.zero_point.to(zero_point.dtype)
+            half = (self.range[1] - self.range[0] + 1) // 2
+            self.range = (-half, half - 1) if zero_point.dtype is torch.int8 else (0, 2 * half - 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         raise TypeError("Codes only describe a tensor: call encode or decode.")
@@ -83,6 +93,20 @@ class Codes(Float32State):
             low, high = self.low - self._zero_point, self.high - self._zero_point
             return kernel.settle_accumulator(sums, factor, low, high, self.rounding)
         return kernel.encode_accumulator(sums, factor, self.zero_point, self.low, self.high, self.rounding)
+
+    def encode_slice(self, sums: Tensor, factor: Tensor, codes: Tensor) -> None:
+        """Writes the codes of integer sums, which it overwrites, to `codes`."""
+        kernel.encode_accumulator(sums, factor, self.zero_point, self.low, self.high, self.rounding, codes)
+
+    def limit(self, codes: Tensor) -> Tensor:
+        """Saturated codes, within the bounds of the activation function; overwrites them."""
+        limits = torch.iinfo(codes.dtype)
+        full = self.low == limits.min and self.high == limits.max
+        return codes if full else codes.clamp_(self.low, self.high)
+
+    def from_centred(self, codes: Tensor) -> Tensor:
+        """The inverse of `centre`."""
+        return (codes + self.zero_point).to(self.zero_point.dtype)
 
     def centre(self, codes: Tensor) -> Tensor:
         """Codes, of their own type or centred already, as centred codes in float32."""
@@ -128,10 +152,10 @@ class Quantize(Codes):
 
 
 class Dequantize(Codes):
-    """Codes to real numbers."""
+    """Codes to real numbers; also the codes of each part that a tensor was split into."""
 
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.decode(codes)
+    def forward(self, codes: Any) -> Any:
+        return self.decode(codes) if isinstance(codes, Tensor) else type(codes)(map(self.decode, codes))
 
 
 class OnCodes(nn.Module):
@@ -163,6 +187,16 @@ class OnCodes(nn.Module):
         return value
 
 
+class IntegerParameters(NamedTuple):
+    """A layer for the integer kernels of the host, and the factor of each output channel; `fused` when the kernel
+    itself makes codes of the sums.
+    """
+
+    kernel: onednn.IntegerKernel
+    factor: Tensor
+    fused: bool
+
+
 class IntegerLayer(Float32State):
     """A layer with weights on integers: accumulate, add the bias, requantize.
 
@@ -192,7 +226,7 @@ class IntegerLayer(Float32State):
     ) -> None:
         super().__init__()
         self.operation, self.floor, self.ceiling = operation, floor, ceiling
-        self.readers: list[nn.Module] = []
+        self.readers: list[IntegerLayer] = []
         self.register_buffer("weight", weight.to(torch.int8))
         self.register_buffer("weight_scale", weight_scale.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.to(torch.int32))
@@ -201,7 +235,7 @@ class IntegerLayer(Float32State):
         self.register_buffer("weight_zero_point", zeros, persistent=False)
         self.register_buffer("bias_scale", self.accumulator_scale, persistent=False)
         self.register_buffer("bias_zero_point", torch.zeros_like(self.bias_scale, dtype=torch.int32), persistent=False)
-        self._cache: tuple[Any, Any, ExactParameters] | None = None
+        self._cache: tuple[Any, Any, ExactParameters | IntegerParameters] | None = None
         self.register_load_state_dict_post_hook(_read_buffers)
 
     @property
@@ -217,25 +251,78 @@ class IntegerLayer(Float32State):
         if exporting():
             return self._export(codes)
         parameters = self.exact_parameters()
+        if isinstance(parameters, IntegerParameters):
+            return self._on_integer_kernel(codes, parameters)
         sums = accumulate(self.operation, self.source.centre(codes), parameters)
         if self.target is None:
             return clip(sums.mul_(parameters.factor), self.floor, self.ceiling, fresh=True)
-        return self.target.encode_accumulator(sums, parameters.factor, nobody_looks(self, self.readers))
+        centred = nobody_looks(self, [*self.readers]) and not any(reader.works_on_codes for reader in self.readers)
+        return self.target.encode_accumulator(sums, parameters.factor, centred)
 
-    def exact_parameters(self) -> ExactParameters:
-        """The integers in the type that the kernel works in, kept until a buffer changes."""
-        target_scale = None if self.target is None else self.target.scale
-        inputs = (self.weight, self.weight_scale, self.bias, self.source.scale, target_scale)
+    @property
+    def works_on_codes(self) -> bool:
+        """Whether the layer wants its input as codes, not centred and in float32."""
+        return isinstance(self.exact_parameters(), IntegerParameters)
+
+    def _on_integer_kernel(self, codes: Tensor, parameters: IntegerParameters) -> Tensor:
+        codes = self.source.from_centred(codes) if codes.is_floating_point() else codes
+        batched = codes.dim() > (1 if self.operation.function == "linear" else 3)
+        codes = codes if batched else codes.unsqueeze(0)
+        output = self._requantized(codes, parameters)
+        return output if batched else output.squeeze(0)
+
+    def _requantized(self, codes: Tensor, parameters: IntegerParameters) -> Tensor:
+        sums_of, factor, fused = parameters
+        target = self.target
+        if target is None:
+            return clip(sums_of(codes).mul_(factor), self.floor, self.ceiling, fresh=True)
+        if fused:
+            zero = int(target.zero_point) + onednn.SIGN_BIT * (target.zero_point.dtype is torch.int8)
+            made = sums_of(codes, torch.uint8, zero)
+            return target.limit(onednn.signed(made) if target.zero_point.dtype is torch.int8 else made)
+        shape = sums_of.outputs(codes)
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        made = torch.empty(shape, dtype=target.zero_point.dtype, memory_format=layout)
+        for part in onednn.slices(shape):
+            target.encode_slice(sums_of(codes[part]), factor, made[part])
+        return made
+
+    def exact_parameters(self) -> ExactParameters | IntegerParameters:
+        """The integers as the kernel for them wants them, kept until a buffer changes."""
+        target = self.target
+        inputs = [self.weight, self.weight_scale, self.bias, self.source.scale, self.source.zero_point]
+        inputs += [] if target is None else [target.scale, target.zero_point]
         key = fingerprint(inputs)
         if self._cache is None or self._cache[0] != key:
             factor = self.accumulator_scale
-            if target_scale is not None:
+            if target is not None:
                 weight_scale = self.operation.to_channels(self.weight_scale)
-                factor = multiplier(self.source.scale, weight_scale, target_scale)
-            bias = None if self.bias is None else self.bias.to(torch.float64)
-            weight = self.weight.to(torch.float32)
-            self._cache = key, inputs, exact_parameters(self.operation, weight, bias, factor, *self.source.reach())
+                factor = multiplier(self.source.scale, weight_scale, target.scale)
+            self._cache = key, inputs, self._build(factor)
         return self._cache[2]
+
+    def _build(self, factor: Tensor) -> ExactParameters | IntegerParameters:
+        operation, weight, reach = self.operation, self.weight.to(torch.float32), self.source.reach()
+        bias = None if self.bias is None else self.bias.to(torch.float64)
+        each = factor.expand(operation.channels(weight)).contiguous()
+        offset = torch.zeros_like(each) if bias is None else bias.abs()
+        largest = largest_accumulator(operation, weight, *reach) + offset
+        if not onednn.supports(operation, self.weight) or not self._sums_fit(largest, offset, each):
+            return exact_parameters(operation, weight, bias, factor, *reach)
+        target = self.target
+        half_even = target is not None and target.rounding is Rounding.HALF_EVEN
+        fused = half_even and target is not None and onednn.fused_is_exact(each, target.zero_point)
+        kernel = onednn.IntegerKernel(operation, self.weight, bias, self.source.zero_point, each if fused else None)
+        return IntegerParameters(kernel, operation.spread(factor, weight), fused)
+
+    def _sums_fit(self, largest: Tensor, offset: Tensor, factor: Tensor) -> bool:
+        """Whether sums of at most `largest`, the bias of at most `offset` included, can be handed over in float32:
+        because they are exact there, or because those that are not saturate. No operand may overflow 32 bits.
+        """
+        if self.target is not None:
+            relevant = 2 * (self.target.high - self.target.low + 1) / factor + offset
+            largest = torch.where(largest < 2**31, torch.minimum(largest, relevant), largest)
+        return bool((largest < LARGEST_EXACT_INTEGER).all())
 
     def _export(self, codes: Tensor) -> Tensor:
         x = self.source.decode(codes)

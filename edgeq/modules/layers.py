@@ -40,10 +40,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 
 @dataclass
 class Owner:
-    """The module, not owned here, whose attributes are a layer's weight and bias."""
+    """The module, not owned here, whose attribute is a layer's weight, and the one whose attribute is its bias."""
 
     module: nn.Module
     weight: str
+    bias_module: nn.Module
     bias: str | None
 
 
@@ -62,7 +63,7 @@ class QuantizedReference(QuantizedLayer):
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The owner's, as it is now; None without one."""
-        return None if self.owner.bias is None else getattr(self.owner.module, self.owner.bias)
+        return None if self.owner.bias is None else getattr(self.owner.bias_module, self.owner.bias)
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {

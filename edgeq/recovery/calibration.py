@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from edgeq.errors import CalibrationError
 from edgeq.phase import Phase, set_phase
-from edgeq.recovery.bank import InputBank
+from edgeq.recovery.bank import Call, InputBank
 from edgeq.recovery.registry import RECOVERY_STEPS
 
 if TYPE_CHECKING:
     from edgeq.graph.prepared import PreparedModule
     from edgeq.modules.layer import QuantizedLayer
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 Recorder = Callable[["QuantizedLayer", Tensor, Tensor], Tensor]
 
 
@@ -29,9 +29,10 @@ class Calibration:
     Bias calibration moves each layer's bias by ``factor * (mean of the float output - mean of the quantized
     output)`` for each channel, once a batch that was seen. The move is made once for n batches, by
     ``1 - (1 - factor)**n``, which is what n small moves of the same error come to, on a sample of the inputs
-    that was kept. The layers are taken in the order in which data flows, so that each one corrects what its
-    predecessors, already corrected, leave (Nagel et al., arXiv 1906.04721, section 4.2; Finkelstein et al.,
-    arXiv 1906.03193). `steps` are names of `RECOVERY_STEPS`, run at each layer before its bias is measured.
+    that was kept; where its samples cannot be joined to one call, by the mean over the calls. The layers are
+    taken in the order in which data flows, so that each one corrects what its predecessors, already corrected,
+    leave (Nagel et al., arXiv 1906.04721, section 4.2; Finkelstein et al., arXiv 1906.03193). `steps` are names
+    of `RECOVERY_STEPS`, run at each layer before its bias is measured.
     """
 
     factor: float
@@ -52,15 +53,16 @@ class Calibration:
         for module in modes:
             module.training = False
         calls = bank.batches()
-        move = 1 - (1 - self.factor) ** (bank.steps / len(calls))
-        layers = network.layers()
-        biases = _movable_biases(layers)
+        move = 1 - (1 - self.factor) ** bank.steps
+        movable = _movable(network.layers())
+        moved: dict[QuantizedLayer, Tensor] = {}
         try:
             for number, call in enumerate(calls):
                 means = _Means()
                 _run(network, Phase.FLOAT, call, means)
                 steps = self.steps if number == 0 else ()
-                _run(network, Phase.QUANTIZE, call, _Correction(means.of, biases, move, steps))
+                correction = _Correction(means.of, movable, move, moved, 1 / (number + 1), steps)
+                _run(network, Phase.QUANTIZE, call, correction)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -76,6 +78,12 @@ def _run(network: PreparedModule, phase: Phase, call: Call, recorder: Recorder) 
         layer.recorder = recorder
     try:
         network.run(*args, **kwargs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CalibrationError(
+            "A calibration ends with the network being run once more, on samples of its inputs that are taken, and "
+            f"joined, along their first dimension. The network does not take them: {error}. Let that dimension be "
+            "the batch, or set bias_calibration_factor=0 and choose a preset without recovery steps."
+        ) from error
     finally:
         for layer in layers:
             layer.recorder = None
@@ -94,16 +102,21 @@ class _Means:
 
 
 class _Correction:
-    """Runs the recovery steps of each layer, then moves its bias, and lets the corrected output go on."""
+    """Runs the recovery steps of each layer, then moves its bias, and lets the corrected output go on.
+
+    `moved` holds what the calls before have moved; `share` is this call's share in the mean over all so far.
+    """
 
     def __init__(
         self,
         means: dict[QuantizedLayer, Tensor],
-        biases: dict[QuantizedLayer, Tensor],
+        movable: set[QuantizedLayer],
         move: float,
+        moved: dict[QuantizedLayer, Tensor],
+        share: float,
         steps: tuple[str, ...],
     ) -> None:
-        self.means, self.biases, self.move = means, biases, move
+        self.means, self.movable, self.move, self.moved, self.share = means, movable, move, moved, share
         self.steps = [RECOVERY_STEPS[step] for step in steps]
 
     def __call__(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> Tensor:
@@ -111,28 +124,29 @@ class _Correction:
             step(layer, x)
         if self.steps:
             output = layer.simulated(x)
-        bias = self.biases.get(layer)
-        if bias is None or self.move == 0:
+        if layer not in self.movable or self.move == 0:
             return output
-        shift = self.move * (self.means[layer] - channel_mean(layer, output))
-        bias.add_(shift)
-        layer.bias_shift.add_(shift)
+        before = self.moved.get(layer, torch.zeros_like(layer.bias_shift))
+        error = self.means[layer] - channel_mean(layer, output) + before
+        shift = self.share * (self.move * error - before)
+        self.moved[layer] = before + shift
+        layer.move_bias(shift)
         return output + layer.operation.spread(shift, output).to(output.dtype)
 
 
 def channel_mean(layer: QuantizedLayer, output: Tensor) -> Tensor:
     """Mean over everything but the channels, shape (channels,), over all processes."""
-    mean = output.to(torch.float32).transpose(0, layer.operation.channel_axis).flatten(1).mean(1)
+    channels = output.to(torch.float32).transpose(0, layer.operation.channel_axis)
+    mean = channels.reshape(len(channels), -1).mean(1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean.div_(torch.distributed.get_world_size())
     return mean
 
 
-def _movable_biases(layers: list[QuantizedLayer]) -> dict[QuantizedLayer, Tensor]:
-    """The parameter that holds each layer's deployed bias: the batch norm's, else the layer's. Layers without
-    one, and layers that share one, whose calls would move it in different directions, are left out.
+def _movable(layers: list[QuantizedLayer]) -> set[QuantizedLayer]:
+    """The layers whose bias can be moved. Layers without one, and layers that share one, whose calls would move
+    it in different directions, are left out.
     """
-    found = {layer: layer.deployed_bias for layer in layers if layer.deployed_bias is not None}
-    uses = Counter(id(bias) for bias in found.values())
-    return {layer: bias for layer, bias in found.items() if uses[id(bias)] == 1}
+    uses = Counter(id(layer.deployed_bias) for layer in layers)
+    return {layer for layer in layers if layer.deployed_bias is not None and uses[id(layer.deployed_bias)] == 1}

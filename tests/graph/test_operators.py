@@ -1,0 +1,101 @@
+"""Every entry of the table of operators: what it means for quantization is what is done, in integers too."""
+
+import operator
+
+import pytest
+from torch.nn import functional
+
+from edgeq.graph.kinds import module_of
+from edgeq.graph.operators import TABLE, Behaviour, behaviour_of, operator_of
+from edgeq.graph.rewrite import functionalize
+from edgeq.graph.trace import trace
+from edgeq.modules.matmul import QuantizedMatmul
+from edgeq.modules.stubs import QuantStub
+from tests.graph.operator_cases import Network, cases, shape
+from tests.graph.parity import assert_exact, calibrated, group_of, images, relative_error
+
+CASES = list(cases())
+UNREACHABLE = {  # what tracing never records under this name, or only with a device
+    *(operator.not_, functional.sigmoid, functional.tanh, "__radd__", "rsub", "cuda"),
+    QuantStub,  # marks a region: tests/graph/test_region.py
+}
+LOOSE = {"embedding", "integer", "comparison", "masked_fill", "exponential"}  # not continuous, or nearly so
+
+
+def operation_of(row, call, dimensions):
+    """The float network, its graph, and the last node of the operation that the case is about."""
+    model = Network(call, dimensions).eval()
+    graph = trace(model)
+    functionalize(graph, model)
+    calls = [node for node in graph.nodes if node.op.startswith("call")]
+    if row:
+        calls = [node for node in calls if operator_of(node, module_of(node, model)).name == row]
+    return model, graph, calls[-1]
+
+
+@pytest.mark.parametrize(("name", "row", "dimensions", "call"), CASES, ids=[case[0] for case in CASES])
+def test_an_operation_converts_exactly_and_is_placed_as_its_row_says(name, row, dimensions, call):
+    model, _, node = operation_of(row, call, dimensions)
+    x = images(*shape(dimensions))
+    wrapped = calibrated(model, x)
+    assert_exact(wrapped, x)
+    if row not in LOOSE:
+        assert relative_error(wrapped(x), model(x)) < 0.06
+    PLACED[behaviour_of(node, module_of(node, model))](wrapped, node, operator_of(node, module_of(node, model)), model)
+
+
+def layer(wrapped, node, row, model):
+    assert len(wrapped.module.layers()) == 2
+
+
+def matmul(wrapped, node, row, model):
+    assert any(isinstance(module, QuantizedMatmul) for module in wrapped.modules())
+
+
+def own(wrapped, node, row, model):
+    assert group_of(wrapped, node.name) not in (None, "conv")
+
+
+def fixed(wrapped, node, row, model):
+    assert wrapped.module.quantization.tensors[group_of(wrapped, node.name)].fixed == row.range
+
+
+def share(wrapped, node, row, model):
+    assert group_of(wrapped, node.name) == "conv"
+
+
+def clip(wrapped, node, row, model):
+    (conv,) = wrapped.module.layers()
+    assert (conv.site.floor, conv.site.ceiling) == row.bounds(node, module_of(node, model))
+    assert node.name not in [other.name for other in wrapped.module.fx_graph.nodes]
+
+
+def stays_float(wrapped, node, row, model):
+    assert len(row.note) > 10
+    assert wrapped.module.reasons[node.name] == f"stays float: {row.note}"
+
+
+def plain(wrapped, node, row, model):
+    assert group_of(wrapped, node.name) is None
+
+
+PLACED = {
+    Behaviour.LAYER: layer,
+    Behaviour.MATMUL: matmul,
+    Behaviour.OWN: own,
+    Behaviour.FIXED: fixed,
+    Behaviour.SHARE: share,
+    Behaviour.CLIP: clip,
+    Behaviour.FLOAT: stays_float,
+    Behaviour.PLAIN: plain,
+}
+
+
+def test_every_entry_of_the_table_is_called_by_a_case():
+    called = set()
+    for _, row, dimensions, call in CASES:
+        model, graph, _ = operation_of(row, call, dimensions)
+        called.update(type(module_of(node, model)) for node in graph.nodes if node.op == "call_module")
+        called.update(node.target for node in graph.nodes if node.op.startswith("call"))
+    entries = {entry for row in TABLE for entry in (*row.modules, *row.functions, *row.methods)}
+    assert entries - called == UNREACHABLE
