@@ -197,6 +197,14 @@ def bias_scale(input_scale: Tensor, weight_scale: Tensor) -> Tensor:
     return input_scale * weight_scale
 
 
+def bias_range(bits: int) -> tuple[int, int]:
+    """Least and greatest code of a bias: those of its type that float32, which they pass through, holds. Its
+    neighbour 2**31 would become the least integer of 32 bits.
+    """
+    low, high = code_range(bits, signed=True)
+    return low, high if bits <= 25 else 2 ** (bits - 1) - 2 ** (bits - 25)
+
+
 def smallest_weight_scale(bias: Tensor, input_scale: Tensor, bias_bits: int) -> Tensor:
     """The smallest weight scale at which `bias` fits its integer type and stays exact in the simulation."""
     greatest = min(code_range(bias_bits, signed=True)[1], LARGEST_BIAS)

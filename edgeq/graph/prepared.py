@@ -108,7 +108,7 @@ class PreparedModule(Program):
             self.schedule.next_epoch()
         self.training = mode
         self.apply_mode()
-        if not mode and not self.is_calibrated:
+        if not (mode or self.observes_always or self.is_calibrated):
             logger.warning("eval() before any calibration or training step: the network runs in float.")
         return self
 
@@ -168,8 +168,12 @@ class PreparedModule(Program):
         if not (self.training or self.observes_always):
             return self.run_in_user_layout(*args, **kwargs)
         self._count()
+        result = self._run_in_training(*args, **kwargs)
         if self.bank is not None:
-            self.bank.add(args, kwargs)
+            self.bank.add(args, kwargs, result)
+        return result
+
+    def _run_in_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_qat:
             if not torch.compiler.is_compiling():
                 for group in self._live_scales:

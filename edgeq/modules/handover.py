@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from edgeq.quantizers import kernel
 
@@ -21,8 +22,9 @@ MARK = "edgeq_quantizer"
 
 def nobody_looks(giver: nn.Module, readers: list[nn.Module]) -> bool:
     """Whether `readers`, which are layers, are all that sees what `giver` gives: no others read it, and no hook."""
-    hooked = giver._forward_hooks or any(reader._forward_pre_hooks or reader._forward_hooks for reader in readers)
-    return bool(readers) and not hooked
+    if not readers or every_module._global_forward_hooks or every_module._global_forward_pre_hooks:
+        return False
+    return not (giver._forward_hooks or any(reader._forward_pre_hooks or reader._forward_hooks for reader in readers))
 
 
 def handed_over(codes: Tensor, quantizer: TensorQuantizer) -> Tensor:

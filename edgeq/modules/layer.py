@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgeq.arithmetic import bias_scale, code_range, multiplier, smallest_weight_scale
+from edgeq.arithmetic import bias_range, bias_scale, multiplier, smallest_weight_scale
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
 from edgeq.modules.handover import as_codes, as_real, handed_over, nobody_looks
 from edgeq.modules.operation import Operation
@@ -112,7 +112,7 @@ class QuantizedLayer(nn.Module):
 
     def bias_codes(self, bias: Tensor) -> Tensor:
         """The deployed bias as integers, float32."""
-        low, high = code_range(self.site.bias_bits, signed=True)
+        low, high = bias_range(self.site.bias_bits)
         return torch.round(bias.to(torch.float32) / self.accumulator_scale).clamp(low, high)
 
     def quantized_bias(self, bias: Tensor) -> Tensor:
@@ -127,12 +127,21 @@ class QuantizedLayer(nn.Module):
         smallest = None
         if bias is not None:
             smallest = smallest_weight_scale(bias, self.site.source.scale, self.site.bias_bits)
+            smallest = self.operation.of_channels(smallest)
         self.weight_quantizer.refresh(weight, smallest)
 
     @property
     def deployed_bias(self) -> Tensor | None:
-        """The parameter that the deployed bias moves with, one to one."""
-        return self.bias if self.site.norm is None else self.site.norm.bias
+        """The parameter that the deployed bias moves with: the batch norm's, else the layer's."""
+        norm = self.site.norm
+        return self.bias if norm is None or norm.bias is None else norm.bias
+
+    def move_bias(self, shift: Tensor) -> None:
+        """Moves the deployed bias by `shift`, shape (channels,)."""
+        norm, bias = self.site.norm, self.deployed_bias
+        assert bias is not None, f"{self.site.name} has no bias"
+        bias.add_(shift if norm is None or bias is norm.bias else shift / norm_factor(norm))
+        self.bias_shift.add_(shift)
 
     def finish(self) -> None:
         """Ends an observation: the weight's scale for the parameters as they stand."""
@@ -217,7 +226,7 @@ class QuantizedLayer(nn.Module):
             factor, low, high = self.accumulator_scale, 0.0, 0.0
             if target is not None:
                 factor = multiplier(source.scale, self.operation.to_channels(quantizer.scale), target.scale)
-                _, *ends = kernel.grid_of(target.qparams, site.floor, site.ceiling)
+                _, *ends = kernel.grid_of(target.qparams, site.floor, site.ceiling, target.spec.rounding)
                 low, high = (end.item() for end in ends)
             codes = None if bias is None else self.bias_codes(bias)
             reach = kernel.grid_of(source.qparams)[1:]

@@ -62,6 +62,7 @@ def input_columns(operation: Operation, weight: Tensor, x: Tensor) -> Tensor:
     if operation.function == "linear":
         return x.reshape(-1, 1, x.shape[-1])
     kernel = tuple(weight.shape[2:])
+    x = x[None] if x.dim() < weight.dim() else x  # a convolution takes single samples too
     options = {name: _per_dimension(value, len(kernel)) for name, value in operation.options if name != "padding"}
     stride, dilation = options["stride"], options["dilation"]
     padding = dict(operation.options)["padding"]
