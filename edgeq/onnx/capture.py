@@ -33,6 +33,8 @@ class Capture:
     model: onnx_ir.Model
     tensors: tuple[str, ...]
     names: dict[str, str]  # of each tensor: its name in the file
+    interface: list[str]  # the names of the inputs, and then of the outputs
+    parameters: set[str]  # the names of the network's own tensors
 
 
 def capture(
@@ -48,11 +50,12 @@ def capture(
 
     Raises ExportError for an opset out of range, or a number of names that does not fit.
     """
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if type(opset) is not int or not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(
-            f"opset_version is {opset}; edgeq writes {OLDEST_OPSET} to {NEWEST_OPSET}: below {OLDEST_OPSET} "
+            f"opset_version is {opset!r}; edgeq writes {OLDEST_OPSET} to {NEWEST_OPSET}: below {OLDEST_OPSET} "
             "QuantizeLinear has no axis, so that scales per channel cannot be written."
         )
+    _require_number(network, inputs)
     program = copy.deepcopy(network).cpu()
     inputs = pytree.tree_map(lambda x: x.detach().cpu() if isinstance(x, Tensor) else x, inputs)
     specialize(program, inputs, dynamic_batch)
@@ -61,14 +64,17 @@ def capture(
     present = {node.name for node in program.fx_graph.nodes}
     tensors = tuple(name for name in network.tensors if name in present)
     inputs_named = _names(input_names, _argument_names(program, inputs), "input_names")
-    outputs_named = _names(output_names, _result_names(example), "output_names")
+    results = [f"output_{name}" if name in inputs_named else name for name in _result_names(example)]
+    outputs_named = _names(output_names, results, "output_names")
+    _require_distinct([*inputs_named, *outputs_named])
     _return_tensors_too(program, tensors)
     exporter = _torchscript if opset <= TORCHSCRIPT_UP_TO else _dynamo
     names = [*outputs_named, *(f"{name}__codes" for name in tensors)]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
-    return Capture(model, tensors, tensor_names(network))
+    parameters = {name for name, _ in (*program.named_parameters(), *program.named_buffers())}
+    return Capture(model, tensors, tensor_names(network), [*inputs_named, *outputs_named], parameters)
 
 
 def tensor_names(network: ConvertedModule) -> dict[str, str]:
@@ -83,11 +89,21 @@ def tensor_names(network: ConvertedModule) -> dict[str, str]:
     return names
 
 
+def _require_number(network: ConvertedModule, inputs: tuple[Any, ...]) -> None:
+    """Raises ExportError for fewer inputs than the model needs, or more than it takes."""
+    placeholders = [node for node in network.fx_graph.nodes if node.op == "placeholder"]
+    needed = sum(not node.args for node in placeholders)  # those without a default
+    if not needed <= len(inputs) <= len(placeholders):
+        names = ", ".join(str(node.target) for node in placeholders)
+        raise ExportError(
+            f"The model takes {len(placeholders)} inputs ({names}), got {len(inputs)}. Give one tensor, or a tuple "
+            "of all of them."
+        )
+
+
 def _argument_names(program: Program, inputs: tuple[Any, ...]) -> list[str]:
     """The name of each tensor among the inputs; those inside of a container get its name and their key."""
     placeholders = [str(node.target) for node in program.fx_graph.nodes if node.op == "placeholder"]
-    if len(inputs) > len(placeholders):
-        raise ExportError(f"The model takes {len(placeholders)} inputs ({', '.join(placeholders)}), got {len(inputs)}.")
     names = []
     for name, value in zip(placeholders, inputs, strict=False):
         for path, leaf in pytree.tree_flatten_with_path(value)[0]:
@@ -112,9 +128,20 @@ def _key(part: Any) -> str:
 def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
     if given is None:
         return default
+    if isinstance(given, str):
+        raise ExportError(f"{what} is {given!r}; give a list of names, one for each of {default}.")
     if len(given) != len(default):
         raise ExportError(f"{what} has {len(given)} names, the model has {len(default)} such tensors: {default}.")
     return list(given)
+
+
+def _require_distinct(names: list[str]) -> None:
+    """Raises ExportError for inputs and outputs that a file cannot tell apart."""
+    wrong = sorted({name for name in names if not name or names.count(name) > 1})
+    if wrong:
+        raise ExportError(
+            f"Inputs and outputs are called {names}: {wrong} must each be one tensor's own, and not empty."
+        )
 
 
 def _return_tensors_too(program: Program, tensors: tuple[str, ...]) -> None:
@@ -181,4 +208,16 @@ def _dynamo(
         external_data=False,
         verbose=False,
     )
+    _name_batch(written.model)
     return written.model
+
+
+def _name_batch(model: onnx_ir.Model) -> None:
+    """Calls the first dimension of the inputs "batch" wherever it occurs; the exporter gave it a number."""
+    import onnx_ir as ir
+
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    sizes = {str(value.shape[0]) for value in model.graph.inputs if value.shape and not value.shape.is_static(0)}
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape("batch" if str(size) in sizes else size for size in value.shape)

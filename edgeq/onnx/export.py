@@ -22,6 +22,7 @@ from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
 from edgeq.onnx.integer import to_integer
 from edgeq.onnx.kernels import Kernels, kernels_of
+from edgeq.onnx.specialize import describe
 from edgeq.onnx.verify import Parity, compare
 from edgeq.version import __version__
 
@@ -88,7 +89,12 @@ def export(
     common.ShapeInferencePass()(model)
     _describe(model, network, format)
     proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"The file is no valid ONNX: {error}\nThe inputs were {describe(inputs)}; floating ones must be float32."
+        ) from error
     parity = compare(network, proto, inputs, batch=None) if verify else []
     kernels = kernels_of(proto) if verify else None
     data = proto.SerializeToString()
@@ -146,4 +152,6 @@ def as_inputs(inputs: Any) -> tuple[Any, ...]:
     """The arguments of a model's forward: a tensor, or anything else that is not a tuple, is its only one."""
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
+    if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(inputs)):
+        raise ExportError(f"The inputs are empty ({describe(inputs)}): there is nothing to compare the file on.")
     return inputs if isinstance(inputs, tuple) else (inputs,)

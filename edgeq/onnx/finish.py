@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common
 
+from edgeq.errors import ExportError
 from edgeq.onnx.capture import Capture
 from edgeq.onnx.graphs import Array, add_initializer, constant_of, maker, numbers_of, operand, readers, text
 
@@ -28,7 +29,7 @@ CODES = "/codes"  # the end of the name of every integer tensor
 
 def finish(captured: Capture) -> ir.Model:
     """Tidies the captured model in place. Every integer tensor gets its name; the outputs that told which is
-    which are taken away again.
+    which are taken away again. Raises ExportError when an input or output cannot have the name that it should.
 
     Each pass keeps what the file computes: constants become initializers, identities and constant arithmetic on
     shapes go, a transposed weight is stored transposed, a tensor is dequantized once.
@@ -37,6 +38,7 @@ def finish(captured: Capture) -> ir.Model:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
+    common.ShapeInferencePass()(model)
     _take_away_outputs(model, captured)
     for run in (fold_constants, transpose_weights, join_dequantizers):
         run(model.graph)
@@ -45,8 +47,10 @@ def finish(captured: Capture) -> ir.Model:
     common.ClearMetadataAndDocStringPass()(model)
     name_nodes(model.graph)
     name_parameters(model.graph)
+    name_constants(model.graph, captured.parameters)
     common.NameFixPass()(model)
     common.TopologicalSortPass()(model)
+    _require_names(model.graph, captured.interface)
     return model
 
 
@@ -58,13 +62,22 @@ def _take_away_outputs(model: ir.Model, captured: Capture) -> None:
         value.name = f"{captured.names[name]}{CODES}"
     while len(outputs) > first:
         outputs.pop()
+    names = captured.interface[-first:]
+    for index, (name, value) in enumerate(zip(names, list(outputs), strict=True)):
+        if value in outputs[:index]:  # returned twice: only an Identity gives it a second name
+            value.name = names[outputs.index(value)]
+            again = ir.node("Identity", [value], name=name)
+            again.outputs[0].name, again.outputs[0].type, again.outputs[0].shape = name, value.type, value.shape
+            model.graph.append(again)
+            outputs[index] = again.outputs[0]
 
 
 def fold_constants(graph: ir.Graph) -> None:
     """Evaluates arithmetic on shapes and the like, whose inputs are all known."""
     opset = graph.opset_imports[""]
     for node in list(graph):
-        known = {text(value): constant_of(value) for value in node.inputs if value is not None}
+        stand_in = _of_known_shape if node.op_type == "Shape" else constant_of
+        known = {text(value): stand_in(value) for value in node.inputs if value is not None}
         if node.op_type not in FOLDED or any(numbers is None for numbers in known.values()):
             continue
         result: list[Array] = ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset}).run(None, known)  # type: ignore[arg-type, assignment]
@@ -72,6 +85,13 @@ def fold_constants(graph: ir.Graph) -> None:
         folded = add_initializer(graph, text(output) or node.op_type, np.asarray(result[0]))
         ir.convenience.replace_all_uses_with(output, folded)
         graph.remove(node, safe=True)
+
+
+def _of_known_shape(value: ir.Value) -> Array | None:
+    """Any numbers of the shape of a value, where all of its sizes are known."""
+    if value.shape is None or not value.shape.is_static():
+        return None
+    return np.broadcast_to(np.float32(0), value.shape.numpy())
 
 
 def transpose_weights(graph: ir.Graph) -> None:
@@ -107,11 +127,12 @@ def join_dequantizers(graph: ir.Graph) -> None:
         if node.op_type == "QuantizeLinear":
             continue
         key = operand(node, 0), scale.tobytes(), zero_point.tobytes()
-        if key in seen:
-            ir.convenience.replace_all_uses_with(node.outputs[0], seen[key].outputs[0])
+        kept = seen.setdefault(key, node)
+        if node.outputs[0].is_graph_output():  # it has to stay
+            seen[key], node, kept = node, kept, node
+        if node is not kept and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], kept.outputs[0])
             graph.remove(node, safe=True)
-        else:
-            seen[key] = node
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -162,3 +183,25 @@ def name_parameters(graph: ir.Graph) -> None:
     for name, value in made.items():  # it may have been taken by what is gone by now
         if name not in graph.initializers:
             value.name = name
+
+
+def name_constants(graph: ir.Graph, parameters: set[str]) -> None:
+    """Names what is neither a parameter of the network nor of a quantizer after the node that reads it."""
+    used: set[str] = set()
+    for node in graph:
+        for position, value in enumerate(node.inputs):
+            name = "" if value is None else text(value)
+            known = name in used or name.removesuffix(".transposed") in parameters
+            if value is not None and value.is_initializer() and node.op_type not in LINEARS and not known:
+                value.name = f"{node.name}_input_{position}"
+                used.add(text(value))
+
+
+def _require_names(graph: ir.Graph, names: list[str]) -> None:
+    found = [text(value) for value in (*graph.inputs, *graph.outputs)]
+    taken = [name for name, other in zip(names, found, strict=True) if name != other]
+    if taken:
+        raise ExportError(
+            f"The inputs or outputs {taken} are called as tensors inside of the file are; choose other input_names "
+            "or output_names."
+        )

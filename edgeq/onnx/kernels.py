@@ -10,7 +10,11 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger"})
+from edgeq.onnx.session import load
+
+INTEGER_PRODUCTS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"}
+)
 FLOAT_PRODUCTS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
@@ -45,6 +49,6 @@ def kernels_of(model: onnx.ModelProto) -> Kernels:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "optimized.onnx")
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        load(model, options)
         optimized = onnx.load(path)
     return Kernels(dict(Counter(node.op_type for node in optimized.graph.node)))

@@ -9,6 +9,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeq.errors import ExportError
+
 
 class Runtime:
     """A session on the CPU. Without `fused` every node of the file runs as it stands. `exact` asks for kernels
@@ -27,9 +29,7 @@ class Runtime:
             options.add_session_config_entry("session.x64quantprecision", "1")
         elif self.avoids_saturation:
             model = with_unsigned_weights(model)
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = load(model, options)
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -37,6 +37,17 @@ class Runtime:
         """All outputs by name, in the order of the file."""
         feeds = dict(zip(self.inputs, inputs, strict=True))
         return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
+
+
+def load(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU. Raises ExportError when the runtime does not take the model."""
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own errors have no other base
+        raise ExportError(
+            f"ONNX Runtime does not load the file: {error}\n"
+            "Another opset_version or format may do; verify=False writes the file without this check."
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -32,8 +32,16 @@ def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -
     """Replaces integers in the arguments of the graph by their values for `inputs`, in place. With
     `dynamic_batch` those that change with the first dimension of the inputs stay, and become -1 where an
     operation can find them out by itself, so that the file needs no arithmetic on shapes.
+
+    Raises ExportError for inputs, or with `dynamic_batch` a batch size, that the model cannot take.
     """
-    values = _run(program, inputs)
+    try:
+        values = _run(program, inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ExportError(
+            f"The model does not run on the example inputs ({describe(inputs)}): {error}\n"
+            "Give the arguments of the model's forward: one tensor, or a tuple of all of them."
+        ) from error
     others = values
     if dynamic_batch:
         try:
@@ -49,8 +57,7 @@ def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -
             node.args, node.kwargs = (
                 fx.node.map_arg(item, lambda n: fixed.get(n, n)) for item in (node.args, node.kwargs)
             )
-            if dynamic_batch:
-                _infer_batch(node, program, values)
+            _fix_sizes(node, program, values[node], others[node])
     for node in reversed(list(program.fx_graph.nodes)):
         if not node.users and node.op not in ("output", "placeholder"):
             program.fx_graph.erase_node(node)
@@ -63,6 +70,12 @@ def _run(program: Program, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
     return recorder.values
 
 
+def describe(inputs: Any) -> str:
+    """Types and shapes of inputs, for messages."""
+    leaves = torch.utils._pytree.tree_leaves(inputs)
+    return ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves)
+
+
 def _doubled(value: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, value)
 
@@ -73,23 +86,19 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, tuple) and bool(value) and all(type(v) is int for v in value))
 
 
-def _infer_batch(node: Any, program: Program, values: dict[fx.Node, Any]) -> None:
-    """Lets a reshape whose one unknown size is the batch work it out."""
+def _fix_sizes(node: Any, program: Program, value: Any, other: Any) -> None:
+    """Writes the sizes that a reshape gives as numbers; the one that changes with the batch it works out itself."""
     target = node.target
     mover = program.get_submodule(str(target)) if node.op == "call_module" else None
     if isinstance(mover, OnCodes):
         target = getattr(mover.on_reals, "name", getattr(mover.on_reals, "function", type(mover.on_reals)))
     name = str(getattr(target, "__name__", target)).lower()
-    if name == "flatten" and isinstance(mover, OnCodes) and values[node].dim() > 1:
+    is_flatten = name == "flatten" and isinstance(mover, OnCodes)
+    if not is_flatten and (name not in RESHAPES or any(isinstance(arg, torch.dtype) for arg in node.args)):
+        return
+    shape = tuple(size if size == same else -1 for size, same in zip(value.shape, other.shape, strict=True))
+    if shape.count(-1) > 1:
+        return
+    if isinstance(mover, OnCodes) and is_flatten:
         mover.on_codes = mover.on_reals = Method("reshape")
-        node.args, node.kwargs = (node.args[0], -1, *values[node].shape[1:]), {}
-        return
-    if name not in RESHAPES:
-        return
-    in_tuple = isinstance(node.args[1], list | tuple)
-    sizes = list(node.args[1]) if in_tuple else list(node.args[1:])
-    unknown = [index for index, size in enumerate(sizes) if isinstance(size, fx.Node)]
-    literal = [size for size in sizes if not isinstance(size, fx.Node)]
-    if len(unknown) == 1 and -1 not in literal and type(values[sizes[unknown[0]]]) is int:
-        sizes[unknown[0]] = -1
-        node.args = (node.args[0], tuple(sizes)) if in_tuple else (node.args[0], *sizes)
+    node.args, node.kwargs = (node.args[0], shape), {}

@@ -25,6 +25,9 @@ class Tolerance:
 EXACT = Tolerance(0, 0.0)
 ROUNDED = Tolerance(1, 0.0002)  # ties that fall the other way in another order of float operations
 
+# What comes out may differ by this share of its greatest number, if float operations follow the last integers.
+OUTPUT_ERROR = 1e-4
+
 # Operations that a runtime computes in its own way, in float or by a table, whatever the scales are.
 OWN_WAY: dict[str, tuple[Tolerance, str]] = {
     "softmax": (Tolerance(1, 0.02), "the runtime's softmax is its own: a table of exponentials when it is fused"),

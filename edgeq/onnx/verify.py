@@ -25,7 +25,7 @@ from edgeq.graph.convert import ConvertedModule
 from edgeq.modules.integer import IntegerLayer
 from edgeq.onnx.capture import tensor_names
 from edgeq.onnx.session import Runtime
-from edgeq.onnx.tolerance import Tolerance, cause_of, tolerance_of
+from edgeq.onnx.tolerance import OUTPUT_ERROR, Tolerance, cause_of, tolerance_of
 
 BATCH = 64
 
@@ -65,7 +65,9 @@ class TensorParity:
 class Parity:
     """A comparison of a converted network with one way of running its file: `runtime` is "unfused", every node
     as it stands, or "fused", with the kernels that ONNX Runtime puts together. `agreement` is the share of equal
-    top-1 results in percent, `exact_outputs` that of equal output numbers, `error` their greatest difference.
+    top-1 results in percent, `exact_outputs` that of equal output numbers, `error` their greatest difference;
+    `local_error` is the greatest difference of any output, computed on the runtime's own integers, as a share of
+    the output's greatest number.
     """
 
     runtime: str
@@ -74,12 +76,13 @@ class Parity:
     agreement: float = 100.0
     exact_outputs: float = 100.0
     error: float = 0.0
+    local_error: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether every operation keeps to its tolerance."""
-        return all(tensor.passed for tensor in self.tensors)
+        """Whether every operation keeps to its tolerance, and what comes out is what the integers stand for."""
+        return all(tensor.passed for tensor in self.tensors) and self.local_error <= OUTPUT_ERROR
 
     @property
     def unequal(self) -> int:
@@ -113,6 +116,8 @@ class Parity:
                 f"  first at {first.name} ({first.operation}): {share:.4f} % by at most {first.local_greatest}"
             )
             lines.append(f"  cause: {self.cause()}")
+        if not self.local_error <= OUTPUT_ERROR:
+            lines.append(f"  the outputs of equal integers differ by {self.local_error:.2g} of the greatest")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -177,7 +182,9 @@ class _Comparison:
         theirs = self.runtime.run([leaf.numpy() for leaf in leaves])
         given = {key: _like(codes[key], theirs[f"{name}/codes"]) for key, name in self.names.items()}
         local = _Run(self.network, given)
-        local.run(*part)
+        outputs = [leaf for leaf in pytree.tree_leaves(local.run(*part)) if isinstance(leaf, Tensor)]
+        for name, output in zip(self.runtime.outputs, outputs, strict=False):
+            self.parity.local_error = max(_relative_error(output, theirs[name]), self.parity.local_error)
         for key, check in self.checks.items():
             check.add(codes[key].numpy(), given[key].numpy(), local.codes[key].numpy())
         self.ours.append(next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)))
@@ -196,6 +203,16 @@ class _Comparison:
                 "this host's kernels for signed 8-bit weights saturate (no VNNI): compared without them"
             )
         return self.parity
+
+
+def _relative_error(ours: Tensor, theirs: np.ndarray) -> float:
+    """The greatest difference of real outputs as a share of the greatest of them; infinite where one is NaN."""
+    other = torch.from_numpy(theirs)
+    if not ours.is_floating_point() or not ours.numel():
+        return 0.0
+    difference = torch.where(ours == other, 0.0, (ours - other).abs())
+    share = difference.max() / ours.abs().max().clamp(min=torch.finfo(ours.dtype).tiny)
+    return float(share.nan_to_num(nan=torch.inf))
 
 
 def _like(ours: Tensor, theirs: np.ndarray) -> Tensor:
