@@ -54,9 +54,10 @@ class QuantizedMatmul(nn.Module):
             product = accumulator.mul_(bias_scale(site.left.scale, site.right.scale))
             return clip(product, site.floor, site.ceiling, fresh=True).to(dtype)
         factor = multiplier(site.left.scale, site.right.scale, site.target.scale)
-        scale, *ends = kernel.grid_of(site.target.qparams, site.floor, site.ceiling)
+        rounding = site.target.spec.rounding
+        scale, *ends = kernel.grid_of(site.target.qparams, site.floor, site.ceiling, rounding)
         low, high = (end.item() for end in ends)
-        return kernel.settle_accumulator(accumulator, factor, low, high, site.target.spec.rounding, scale).to(dtype)
+        return kernel.settle_accumulator(accumulator, factor, low, high, rounding, scale).to(dtype)
 
 
 def integer_matmul(

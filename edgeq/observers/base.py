@@ -4,7 +4,7 @@ while it observes, so that a forward pass never waits for a device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Observer(Float32State):
     the extremes of the batches. A value that is not finite stays visible in them.
     """
 
-    for_weights = False  # whether `measure` also works one channel at a time
+    for_weights = False  # whether `measure` does for a weight, also one channel at a time, what the options say
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}  # least and greatest value of options that are numbers
     batches: Tensor
     low: Tensor
     high: Tensor
@@ -73,8 +74,24 @@ class Observer(Float32State):
 
     def merge_processes(self) -> None:
         """Makes all processes of the default group hold the range of all their batches together."""
-        torch.distributed.all_reduce(self.low, torch.distributed.ReduceOp.MIN)
-        torch.distributed.all_reduce(self.high, torch.distributed.ReduceOp.MAX)
+        ends = self.gather_ends()
+        self.low.copy_(ends[:, 0].amin(0))
+        self.high.copy_(ends[:, 1].amax(0))
+
+    def gather_ends(self) -> Tensor:
+        """`low` and `high` of every process that saw a batch, shape (processes, 2, *low.shape); of all where none
+        did. Gathered, not reduced: reductions of some backends lose a NaN. What one has seen, all have seen.
+        """
+        ends, batches = gathered(torch.stack([self.low, self.high])), gathered(self.batches)
+        self.batches.copy_(batches.amax())
+        return ends[batches > 0] if bool(batches.any()) else ends
+
+
+def gathered(x: Tensor) -> Tensor:
+    """`x` of each process of the default group, stacked."""
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x)
+    return torch.stack(parts)
 
 
 def bounded(x: Tensor, floor: float | None, ceiling: float | None) -> Tensor:

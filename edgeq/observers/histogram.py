@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ class PercentileObserver(HistogramObserver):
 
     It never reaches beyond the extremes that were seen, and with ``percentile = 0`` it is the extremes.
     """
+
+    bounds: ClassVar = {"percentile": (0.0, 49.0)}
 
     def __init__(
         self,

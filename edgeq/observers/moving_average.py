@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class MovingAverageObserver(Observer):
     of its values: beyond the extremes of n evenly spread values there lies, on average, one value in n at each
     end, which is the percentage that is to be cut off, and no sorting is needed to find them.
     """
+
+    for_weights = True  # a weight is there as a whole: without a percentile, its extremes
+    bounds: ClassVar = {"percentile": (0.0, 49.0), "momentum": (0.0, 1.0)}
 
     def __init__(
         self,
@@ -49,6 +52,6 @@ class MovingAverageObserver(Observer):
         self.high.lerp_(high, weight)
 
     def merge_processes(self) -> None:
-        for value in (self.low, self.high):
-            torch.distributed.all_reduce(value)
-            value.div_(torch.distributed.get_world_size())
+        ends = self.gather_ends().mean(0)
+        self.low.copy_(ends[0])
+        self.high.copy_(ends[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class SquaredErrorObserver(HistogramObserver):
     """
 
     for_weights = True
+    bounds: ClassVar = {"candidates": (2, 1025)}
 
     def __init__(
         self,
@@ -87,8 +88,9 @@ class SquaredErrorObserver(HistogramObserver):
     @torch.no_grad()
     def measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The search on `x` itself rather than on a histogram: weights are small, and known exactly."""
+        x = x.to(torch.float32)  # errors summed in half precision are too coarse to compare
         low, high = self.extremes(x)
-        low, high = low.to(torch.float32).clamp(max=0), high.to(torch.float32).clamp(min=0)
+        low, high = low.clamp(max=0), high.clamp(min=0)
         best_low, best_high = low.clone(), high.clone()
         least = torch.full_like(low, torch.inf)
         for fraction in torch.linspace(SMALLEST_FRACTION, 1, self.candidates).tolist():

@@ -30,7 +30,12 @@ class Grid(NamedTuple):
     upper: Tensor
 
 
-def grid_of(qparams: QParams, floor: float | None = None, ceiling: float | None = None) -> Grid:
+def grid_of(
+    qparams: QParams,
+    floor: float | None = None,
+    ceiling: float | None = None,
+    rounding: Rounding = Rounding.HALF_EVEN,
+) -> Grid:
     """The grid of per-tensor parameters, cut to the bounds of an activation function in front.
 
     Rounding is monotonic, so clamping x to floor..ceiling first and clamping its code to the codes of floor
@@ -40,9 +45,9 @@ def grid_of(qparams: QParams, floor: float | None = None, ceiling: float | None 
     lower = (qparams.quant_min - qparams.zero_point).to(torch.float32)
     upper = (qparams.quant_max - qparams.zero_point).to(torch.float32)
     if floor is not None:
-        lower = torch.maximum(lower, torch.round(floor / scale))
+        lower = torch.clamp(round_to_integer(floor / scale, rounding), lower, upper)
     if ceiling is not None:
-        upper = torch.minimum(upper, torch.round(ceiling / scale))
+        upper = torch.clamp(round_to_integer(ceiling / scale, rounding), lower, upper)
     return Grid(scale, lower, upper)
 
 
@@ -71,8 +76,11 @@ def snap(x: Tensor, grid: Grid, rounding: Rounding, overwrite: bool = False) -> 
     x = x if is_dense(x) else x.contiguous()
     y = x if overwrite else torch.empty_like(x)
     for source, target in blocks(x, y):
-        block = target if x.dtype is torch.float32 else torch.empty_like(source, dtype=torch.float32)
-        torch.div(source, grid.scale, out=block)
+        block = target
+        if x.dtype is torch.float32:
+            torch.div(source, grid.scale, out=block)
+        else:
+            block = source.to(torch.float32).div_(grid.scale)  # not in half precision, as torch.div would
         settle(block, low, high, rounding).mul_(grid.scale)
         if block is not target:
             target.copy_(block)
@@ -129,7 +137,7 @@ def encode(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, ro
     x = x if is_dense(x) else x.contiguous()
     codes = torch.empty_like(x, dtype=zero_point.dtype)
     for source, target in blocks(x, codes):
-        _store(torch.div(source, scale), zero_point, low, high, rounding, target)
+        _store(torch.div(source.to(torch.float32), scale), zero_point, low, high, rounding, target)
     return codes
 
 

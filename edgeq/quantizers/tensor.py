@@ -74,7 +74,7 @@ class TensorQuantizer(Float32State):
         if self.phase is Phase.ADAPT and self.observer is not None:
             self.observer.observe(x.detach(), floor, ceiling)
             self.refresh()
-        grid = kernel.grid_of(self.qparams, floor, ceiling)
+        grid = kernel.grid_of(self.qparams, floor, ceiling, self.spec.rounding)
         return kernel.fake_quantize(x, grid, self.spec.rounding, floor, ceiling, overwrite=fresh)
 
     def _export(self, x: Tensor, floor: float | None, ceiling: float | None) -> Tensor:
