@@ -45,6 +45,7 @@ def finish(captured: Capture) -> ir.Model:
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
+    forget_origins(model.graph)
     name_nodes(model.graph)
     name_parameters(model.graph)
     name_constants(model.graph, captured.parameters)
@@ -133,6 +134,13 @@ def join_dequantizers(graph: ir.Graph) -> None:
         if node is not kept and not node.outputs[0].is_graph_output():
             ir.convenience.replace_all_uses_with(node.outputs[0], kept.outputs[0])
             graph.remove(node, safe=True)
+
+
+def forget_origins(graph: ir.Graph) -> None:
+    """Takes away what the newer exporter notes about each value: names and kinds of its own graph's tensors."""
+    made = [value for node in graph for value in node.outputs]
+    for value in (*graph.inputs, *graph.initializers.values(), *made):
+        value.metadata_props.clear()
 
 
 def name_nodes(graph: ir.Graph) -> None:

@@ -120,7 +120,8 @@ def test_a_thousand_images_end_in_the_same_class_as_often_as_float_and_double_pr
 def network_equals_file(name, preset, seed):
     module, x = converted(name, preset, seed), image(8, 100 + seed)
     theirs = run(written(module, x, format="integer", verify=False), x, fused=False)
-    assert torch.equal(calibrated(name, preset, seed)(x), module(x))
+    with torch.no_grad():
+        assert torch.equal(calibrated(name, preset, seed)(x), module(x))
     local = differences(codes_of(module, x, given=theirs), theirs)
     assert {tensor for tensor, steps in local.items() if steps.any()} <= set(OWN_WAY)
 
