@@ -42,7 +42,9 @@ class QConfigMapping:
     def set_object_type(
         self, kind: type[nn.Module] | Callable[..., Any] | str, preset: Preset | None
     ) -> QConfigMapping:
-        """For modules of a class, or calls of a function."""
+        """For modules of a class, or calls of a function. The name of an operator in edgeq's table ("linear") stands
+        for both.
+        """
         name = kind if isinstance(kind, str) else getattr(kind, "__name__", None)
         if name is None:
             raise SpecError(f"An object type is a module class, a function or a name, got {kind!r}.")
