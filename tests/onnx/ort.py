@@ -38,10 +38,15 @@ def image(size: int = 4, seed: int = 9) -> torch.Tensor:
     return batches(1, seed, size)[0]
 
 
-@lru_cache
 def exported(name: str, preset: str = "DEFAULT", kind: str = "qdq", size: int = 4, **options) -> onnx.ModelProto:
-    """The file of a converted network; not to be changed."""
-    return written(converted(name, preset), image(size), format=kind, verify=False, **options)
+    """The file of a converted network; not to be changed, since tests share it."""
+    given = sorted((key, value) for key, value in options.items() if value is not False)
+    return _exported(name, preset, kind, size, tuple(given))
+
+
+@lru_cache
+def _exported(name: str, preset: str, kind: str, size: int, options: tuple) -> onnx.ModelProto:
+    return written(converted(name, preset), image(size), format=kind, verify=False, **dict(options))
 
 
 def written(module, inputs, **options) -> onnx.ModelProto:
