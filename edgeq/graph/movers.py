@@ -14,6 +14,7 @@ from torch.nn import functional
 from edgeq.graph.operators import Behaviour, behaviour_of, operator_of
 from edgeq.graph.program import Reference
 from edgeq.modules.integer import Codes, OnCodes
+from edgeq.modules.max_pool import MaxPoolCodes
 
 
 def mover(node: Any, module: nn.Module | None, codes: Codes) -> OnCodes:
@@ -25,7 +26,11 @@ def mover(node: Any, module: nn.Module | None, codes: Codes) -> OnCodes:
         return OnCodes(ClampCodes(codes.code_of(floor), codes.code_of(ceiling)), on_reals, codes)
     if row.name == "pad" and not _repeats(module, node):
         return OnCodes(PadCodes(getattr(module, "padding", None), int(codes.zero_point)), on_reals, codes)
-    return OnCodes(_function(node, module), on_reals, codes, as_float="pool" in called_name(node, module))
+    pooling = None if module is None else MaxPoolCodes.of_module(module)
+    if pooling is not None:
+        return OnCodes(pooling, on_reals, codes)
+    needs_float = row.name == "interpolate" or "pool" in called_name(node, module)
+    return OnCodes(_function(node, module), on_reals, codes, as_float=needs_float)
 
 
 def called_name(node: fx.Node, module: nn.Module | None) -> str:

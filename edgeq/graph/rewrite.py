@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from edgeq.errors import TraceError
 from edgeq.graph.aliases import stale_reader
+from edgeq.graph.kinds import module_of
+from edgeq.graph.operators import operator_of
 from edgeq.graph.put import put
 from edgeq.graph.trace import SCOPE
 
@@ -51,7 +53,7 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
     position = {node: index for index, node in enumerate(graph.nodes)}
     modules: set[str] = set()
     for node in list(graph.nodes):
-        if not _becomes_functional(node, root, modules):
+        if not _becomes_functional(node, root, modules) or _is_size(node.args[0], root):
             continue
         stale = stale_reader(graph, root, node)
         if stale is not None:
@@ -66,6 +68,18 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
                 if position[user] > position[node]:
                     user.replace_input_with(written, node)
     return modules
+
+
+def _is_size(node: Any, root: nn.Module) -> bool:
+    """Whether a value is a number that a shape gave, or was made of some: ``n += 1`` changes no other name of it."""
+    if not isinstance(node, fx.Node) or not node.op.startswith("call"):
+        return False
+    row = operator_of(node, module_of(node, root)).name
+    if row == "size" or (row == "attribute" and node.args[1] in ("shape", "ndim")):
+        return True
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(
+        _is_size(source, root) for source in node.all_input_nodes
+    )
 
 
 def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:

@@ -17,10 +17,27 @@ SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward 
 
 
 class Proxy(fx.Proxy):
-    """A value of a traced graph to which items may be assigned."""
+    """A value of a traced graph that also records what is done to it in place: ``x[0] = y``, and ``x += y``, which
+    fx would take for ``x = x + y``, so that other names of x would miss it.
+    """
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+        self._record(operator.setitem, index, value)
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._record(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._record(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._record(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._record(operator.itruediv, other)
+
+    def _record(self, function: Any, *args: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, *args), {})
 
 
 class Tracer(fx.Tracer):

@@ -80,17 +80,30 @@ def largest_accumulator(operation: Operation, weight: Tensor, lower: Tensor, upp
 
 
 def accumulate(operation: Operation, codes: Tensor, parameters: ExactParameters) -> Tensor:
-    """The accumulator, bias included, of centred input codes; float32, as an int32 converted to it would be."""
+    """The accumulator, bias included, of centred input codes; float32, as an int32 converted to it would be. Its
+    memory lies in one order whatever the kernel: a float mean behind it would round otherwise in another.
+    """
     parts, bias, _ = parameters
     if torch.is_autocast_enabled(codes.device.type):
         with torch.autocast(codes.device.type, enabled=False):
             return accumulate(operation, codes, parameters)
     if len(parts) == 1:
-        return round_off_device_noise(operation(codes.to(parts[0].dtype), parts[0], bias).to(torch.float32))
+        sums = operation(codes.to(parts[0].dtype), parts[0], bias)
+        return in_fast_order(operation, round_off_device_noise(sums.to(torch.float32)))
     slices = codes.tensor_split(len(parts), operation.channel_axis)
-    sums = [operation(x, weight, None) for x, weight in zip(slices, parts, strict=True)]
-    total = torch.stack([round_off_device_noise(partial).to(torch.int32) for partial in sums]).sum(0, dtype=torch.int32)
-    return (total if bias is None else total + operation.spread(bias, total)).to(torch.float32)
+    partial = [operation(x, weight, None) for x, weight in zip(slices, parts, strict=True)]
+    total = torch.stack([round_off_device_noise(part).to(torch.int32) for part in partial]).sum(0, dtype=torch.int32)
+    total = total if bias is None else total + operation.spread(bias, total)
+    return in_fast_order(operation, total.to(torch.float32))
+
+
+def in_fast_order(operation: Operation, sums: Tensor) -> Tensor:
+    """The sums of a two-dimensional convolution on a CPU with the channels last, as all of its kernels but those
+    for few channels leave them.
+    """
+    if operation.function != "conv2d" or sums.dim() != 4 or sums.device.type != "cpu":
+        return sums
+    return sums.contiguous(memory_format=torch.channels_last)
 
 
 def round_off_device_noise(sums: Tensor) -> Tensor:
