@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from edgeq.arithmetic import PowerOfTwoRule, along, power_of_two, round_to_integer
-from edgeq.errors import SpecError
 from edgeq.modules.float32_state import Float32State
 from edgeq.observers.minmax import MinMaxObserver
 from edgeq.observers.registry import OBSERVERS
@@ -32,9 +31,6 @@ class WeightQuantizer(Float32State):
         self, spec: TensorSpec, observer: Method, channels: int, axis: int, offset_shape: torch.Size | None = None
     ) -> None:
         super().__init__()
-        if not OBSERVERS[observer.name].for_weights:
-            known = ", ".join(name for name in OBSERVERS if OBSERVERS[name].for_weights)
-            raise SpecError(f"The observer {observer.name!r} is not for weights. Those that are: {known}.")
         self.spec, self.axis = spec, axis
         self.phase = Phase.FLOAT
         per_channel = spec.granularity is Granularity.CHANNEL
