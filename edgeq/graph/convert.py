@@ -19,6 +19,7 @@ from edgeq.graph.program import Program
 from edgeq.modules.integer import Codes, Dequantize, IntegerLayer, IntegerMatmul, Quantize
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
+from edgeq.modules.pair import PAIRED, IntegerPair
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import QConfig
 
@@ -115,6 +116,8 @@ class _Converter:
             self._matmul(node, module.site)
         elif self._moves_codes(node, module):
             self._mover(node, module)
+        elif self._is_pair(node):
+            return  # made where it is quantized
         else:
             self._float(node, module)
 
@@ -185,10 +188,25 @@ class _Converter:
             self._install(path, value)
             self._keep_codes(node, self.graph.get_attr(path), "constant")
             return
-        self._install(path, codes)
         row = operator_of(source, module_of(source, self.network))
         operation = row.name if source.op.startswith("call") else "quantize"
+        if self._is_pair(source):
+            left, right = source.args
+            target = Codes(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
+            sources = Codes(self._quantizer_of(left)), Codes(self._quantizer_of(right))
+            self._install(path, IntegerPair(operation, *sources, target))
+            self._keep_codes(node, self.graph.call_module(path, (self.codes[left], self.codes[right])), operation)
+            return
+        self._install(path, codes)
         self._keep_codes(node, self.graph.call_module(path, (self._real(source),)), operation)
+
+    def _is_pair(self, node: Node) -> bool:
+        """Whether a node combines two tensors of codes, and nothing but a quantizer reads what comes of it."""
+        if not node.op.startswith("call") or operator_of(node, module_of(node, self.network)).name not in PAIRED:
+            return False
+        readers = [module_of(user, self.network) for user in node.users]
+        quantized = len(readers) == 1 and isinstance(readers[0], TensorQuantizer) and readers[0].observed
+        return quantized and not node.kwargs and len(node.args) == 2 and all(arg in self.codes for arg in node.args)
 
     def _layer(self, node: Node, layer: QuantizedLayer) -> None:
         site: Site = layer.site

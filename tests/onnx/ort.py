@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 import edgeq
 from edgeq.modules.integer import IntegerLayer, IntegerMatmul, OnCodes, Quantize
+from edgeq.modules.pair import IntegerPair
 from edgeq.onnx.session import saturates, with_unsigned_weights
 from tests.networks import batches, network
 
@@ -138,7 +139,7 @@ def codes_of(module: edgeq.IntegerModule, *inputs, given: dict[str, np.ndarray] 
 
     hooks = []
     for path, layer in module.module.named_modules():
-        if isinstance(layer, IntegerLayer | IntegerMatmul | Quantize | OnCodes):
+        if isinstance(layer, IntegerLayer | IntegerMatmul | IntegerPair | Quantize | OnCodes):
             for part in ("tensors", "movers", "layers"):
                 path = path.removeprefix(f"quantization.{part}.")
             hooks.append(layer.register_forward_hook(keep(f"{path}/codes")))
