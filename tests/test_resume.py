@@ -48,15 +48,6 @@ def resumed(path, name, evaluate, options):
     return checkpoint(wrapped.eval(), optimizer)
 
 
-SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
-from tests.test_resume import CASES, resumed
-folder, case = sys.argv[1], sys.argv[2]
-for epoch in range(1, 5):
-    torch.save(resumed(f"{folder}/{epoch}.pth", *CASES[case]), f"{folder}/{epoch}-resumed.pth")
-"""
-
 CASES = {  # network, whether each epoch ends with an evaluation, options
     "residual, evaluated": ("residual", True, {}),
     "separable": ("separable", False, {}),
@@ -66,24 +57,41 @@ CASES = {  # network, whether each epoch ends with an evaluation, options
     "separable, power of two": ("separable", False, {"qconfig_type": "WC8P2_AT8P2"}),
 }
 
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from tests.test_resume import CASES, resumed
+for case, arguments in CASES.items():
+    for epoch in range(1, 5):
+        path = f"{sys.argv[1]}/{case} {epoch}.pth"
+        torch.save(resumed(path, *arguments), path + ".resumed")
+"""
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_training_resumes_in_a_new_process_after_any_epoch(case, tmp_path):
-    name, evaluate, options = CASES[case]
-    wrapped, optimizer = training(name, **options)
-    for epoch in range(TOTAL):
-        run_epoch(wrapped, optimizer, epoch, evaluate)
-        torch.save(checkpoint(wrapped, optimizer), tmp_path / f"{epoch + 1}.pth")
-    expected = checkpoint(wrapped.eval(), optimizer)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of every epoch of every case, and what a new process has made of each of them."""
+    folder = tmp_path_factory.mktemp("resume")
+    for case, (name, evaluate, options) in CASES.items():
+        wrapped, optimizer = training(name, **options)
+        for epoch in range(TOTAL):
+            run_epoch(wrapped, optimizer, epoch, evaluate)
+            torch.save(checkpoint(wrapped, optimizer), folder / f"{case} {epoch + 1}.pth")
+        torch.save(checkpoint(wrapped.eval(), optimizer), folder / f"{case}.pth")
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), case]
-    subprocess.run(command, check=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)})
-    for epoch in range(1, TOTAL):
-        result = torch.load(tmp_path / f"{epoch}-resumed.pth", weights_only=True)
-        assert changed(expected["model"], result["model"]) == [], f"resumed after {epoch} epochs"
-        for index, state in expected["optimizer"]["state"].items():
-            again = result["optimizer"]["state"][index]
-            assert torch.equal(state["momentum_buffer"], again["momentum_buffer"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], check=True, cwd=root, env=environment)
+    return folder
+
+
+@pytest.mark.parametrize("epoch", range(1, TOTAL))
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_resumes_in_a_new_process_after_any_epoch(case, epoch, folder):
+    expected = torch.load(folder / f"{case}.pth", weights_only=True)
+    result = torch.load(folder / f"{case} {epoch}.pth.resumed", weights_only=True)
+    assert changed(expected["model"], result["model"]) == []
+    for index, state in expected["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], result["optimizer"]["state"][index]["momentum_buffer"])
 
 
 @pytest.mark.parametrize("interrupted", range(1, 9))
