@@ -79,12 +79,12 @@ class WeightQuantizer(Float32State):
         scale = along(self.scale, self.axis, weight.dim())
         return RoundWeight.apply(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
 
-    def raw(self, weight: Tensor, live_scale: Tensor) -> Tensor:
+    def raw(self, weight: Tensor, live_scale: Tensor, axis: int | None = None) -> Tensor:
         """The weight before a live batch norm, so rounded that the norm's `factor`, shape (channels,), turns it
         into the deployed codes: ``round(w f / s) s / f`` is the rounding of w at the signed scale s / f, and no
         activation has to be divided by anything.
         """
-        signed = along(live_scale, self.axis, weight.dim())
+        signed = along(live_scale, self.axis if axis is None else axis, weight.dim())
         return RoundWeight.apply(weight, signed, None, self.codes_min, self.codes_max, self._clips)
 
     @torch.no_grad()
