@@ -21,6 +21,7 @@ benchmark: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks
 
 wheel: $(READY)
+	rm -rf build # what lies in it from before would get into the wheel
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation -q -w dist .
 
 $(READY): requirements.txt setup.py

@@ -44,9 +44,9 @@ def test_a_name_stands_for_all_below_it():
 
 
 def test_a_rules_activation_is_that_of_what_the_layer_gives():
-    rules = [{"name": "conv1", "activation": {"bits": 5}}, {"type": "add", "activation": {"bits": 6}}]
+    rules = [{"name": "conv1", "activation": {"bits": 5}}, {"type": "avg_pool", "activation": {"bits": 6}}]
     bits = activation_bits({"rules": rules})
-    assert {key: value for key, value in bits.items() if value != 8} == {"conv1": 5, "add": 6}
+    assert {key: value for key, value in bits.items() if value != 8} == {"conv1": 5, "pool": 6}
 
 
 @pytest.mark.parametrize("rule", [{"name": "conv2"}, {"pattern": "conv2|bn2"}])

@@ -117,6 +117,7 @@ class Reference:
             self.kind, self.value = ("name", f"{module}:{name}") if found is item else ("pickle", item)
 
     def resolve(self, nodes: dict[str, fx.Node]) -> Any:
+        """The item again; `nodes` are those of the new graph so far."""
         if self.kind == "node":
             return nodes[self.value]
         if self.kind == "operator":
