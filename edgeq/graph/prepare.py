@@ -226,7 +226,7 @@ class _Builder:
     def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
         if module is not None:
             return Owner(module, "weight", module, None if module.bias is None else "bias")
-        weight, bias = (_argument(head, position, name) for position, name in ((1, "weight"), (2, "bias")))
+        weight, bias = (_attribute(_argument(head, *at)) for at in ((1, "weight"), (2, "bias")))
         owner, _, name = str(weight.target).rpartition(".")
         bias_owner, _, bias_name = (owner, "", None) if bias is None else str(bias.target).rpartition(".")
         return Owner(self.root.get_submodule(owner), name, self.root.get_submodule(bias_owner), bias_name)
@@ -269,6 +269,11 @@ class _Builder:
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _attribute(node: Any) -> Any:
+    """The attribute itself, where another reader of it has a quantizer put behind it."""
+    return node if node is None or node.op == "get_attr" else node.args[0]
 
 
 def _exact_type(module: nn.Module) -> type[nn.Module]:
