@@ -103,16 +103,15 @@ def _rewrite(graph: ir.Graph, quantizer: ir.Node) -> None:
 
 
 def _through_clips(quantizer: ir.Node) -> tuple[ir.Node | None, Bounds]:
-    """The operation in front of the activation function, and the function's bounds."""
+    """The operation in front of the activation functions, and the bounds of all of them together."""
     node = maker(operand(quantizer, 0))
-    low: float | None = None
-    high: float | None = None
+    low, high = -np.inf, np.inf
     while node is not None and node.op_type in ("Relu", "Clip") and len(readers(node.outputs[0])) == 1:
         ends = (0.0, None) if node.op_type == "Relu" else (_bound(node, 1), _bound(node, 2))
-        low = ends[0] if low is None else low
-        high = ends[1] if high is None else high
+        least, greatest = (other if end is None else end for end, other in zip(ends, (-np.inf, np.inf), strict=True))
+        low, high = (min(max(end, low), high) for end in (least, greatest))  # what the later ones leave of them
         node = maker(operand(node, 0))
-    return node, (low, high)
+    return node, (None if low == -np.inf else low, None if high == np.inf else high)
 
 
 def _bound(node: ir.Node, position: int) -> float | None:
