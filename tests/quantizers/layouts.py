@@ -4,7 +4,7 @@ import torch
 
 
 def normal(*shape, seed=0):
-    return 5 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return 5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 LAYOUTS = {
