@@ -63,6 +63,9 @@ def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     for node in floats:
         where = "stays float: outside of the region that stubs mark"
         annotation.reasons[node] = where if node in outside else _float_reason(node, root, qconfig)
+    for node in graph.nodes:
+        if node.op.startswith("call") and node not in floating:
+            annotation.reasons[node] = "never touched: no floating tensor"
     quantized = _Reach(graph, root, floating, floats, annotation).quantized()
     _group(graph, root, quantized, qconfig, annotation)
     _weight_specs(graph, root, qconfig, annotation)

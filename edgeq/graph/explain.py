@@ -6,6 +6,7 @@ from torch import nn
 
 from edgeq.graph.prepared import PreparedModule
 from edgeq.modules.layer import QuantizedLayer
+from edgeq.modules.matmul import QuantizedMatmul
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import TensorSpec
 
@@ -28,7 +29,7 @@ def explain(network: PreparedModule) -> str:
 def _name(node: str, module: nn.Module | None) -> str:
     if isinstance(module, TensorQuantizer):
         return f"quantize {module.name}"
-    return module.site.name if isinstance(module, QuantizedLayer) else node
+    return module.site.name if isinstance(module, QuantizedLayer | QuantizedMatmul) else node
 
 
 def _weight(module: nn.Module | None) -> str:

@@ -37,7 +37,8 @@ class Proxy(fx.Proxy):
         return self._record(operator.itruediv, other)
 
     def _record(self, function: Any, *args: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, *args), {})
+        name = function.__name__.removeprefix("i")
+        return self.tracer.create_proxy("call_function", function, (self, *args), {}, name)
 
 
 class Tracer(fx.Tracer):
