@@ -16,7 +16,8 @@ from edgeq.graph.movers import mover
 from edgeq.graph.operators import data_inputs, operator_of
 from edgeq.graph.prepared import RESERVED, PreparedModule
 from edgeq.graph.program import Program
-from edgeq.modules.integer import Codes, Dequantize, IntegerLayer, IntegerMatmul, Quantize
+from edgeq.modules.codes import Codes, Dequantize, Quantize
+from edgeq.modules.integer import IntegerLayer, IntegerMatmul
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
 from edgeq.modules.pair import PAIRED, IntegerPair

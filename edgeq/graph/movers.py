@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from edgeq.graph.operators import Behaviour, behaviour_of, operator_of
 from edgeq.graph.program import Reference
-from edgeq.modules.integer import Codes, OnCodes
+from edgeq.modules.codes import Codes, OnCodes
 from edgeq.modules.max_pool import MaxPoolCodes
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edgeq.modules.integer import Codes
+from edgeq.modules.codes import Codes
 from edgeq.modules.qdq import exporting
 from edgeq.quantizers import kernel
 

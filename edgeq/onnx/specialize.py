@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from edgeq.errors import ExportError
 from edgeq.graph.movers import Method
 from edgeq.graph.program import Program
-from edgeq.modules.integer import OnCodes
+from edgeq.modules.codes import OnCodes
 
 RESHAPES = ("reshape", "view")
 

@@ -14,7 +14,8 @@ import torch
 from onnx import helper, numpy_helper
 
 import edgeq
-from edgeq.modules.integer import IntegerLayer, IntegerMatmul, OnCodes, Quantize
+from edgeq.modules.codes import OnCodes, Quantize
+from edgeq.modules.integer import IntegerLayer, IntegerMatmul
 from edgeq.modules.pair import IntegerPair
 from edgeq.onnx.session import saturates, with_unsigned_weights
 from tests.networks import batches, network
