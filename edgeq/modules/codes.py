@@ -12,15 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeq.errors import SpecError
 from edgeq.modules.float32_state import Float32State
 from edgeq.modules.qdq import dequantize, exporting, quantize
 from edgeq.qparams import QParams
 from edgeq.quantizers import kernel
 from edgeq.quantizers.tensor import TensorQuantizer
-
-
-MOST_BITS = 8  # of an activation's code in a converted network and its files
 
 
 class Codes(Float32State):
@@ -43,11 +39,6 @@ class Codes(Float32State):
     ) -> None:
         super().__init__()
         dtype = torch.int8 if int(quantizer.quant_min) < 0 else torch.uint8
-        if quantizer.spec.bits > MOST_BITS:
-            raise SpecError(
-                f"The tensor {quantizer.name!r} has codes of {quantizer.spec.bits} bits; a converted network holds "
-                f"{MOST_BITS} at most. Give it fewer (activation.bits, or a rule for the layer), or leave it in float."
-            )
         self.name, self.rounding = quantizer.name, quantizer.spec.rounding
         self.floor, self.ceiling, self.clip_on_integers = floor, ceiling, clip_on_integers
         self.register_buffer("scale", quantizer.scale.detach().clone())

@@ -190,12 +190,3 @@ def test_integers_written_in_place_are_seen():
     found = converted(IMAGE)
     assert not torch.equal(found, before)
     assert torch.equal(found, copy.deepcopy(converted)(IMAGE))
-
-
-def test_activations_of_sixteen_bits_are_simulated_and_refused_where_integers_are_held():
-    preset = {"inherits": "WC8_AT8", "activation": {"bits": 16}}
-    wrapped = edgeq.PTCFxModule(network("residual"), preset, {"name": "wide", "activation": {"bits": [16]}}).calibrate(batches())
-    with torch.no_grad():
-        assert (wrapped(IMAGE) - edgeq.PTCFxModule(network("residual")).module.run_float(IMAGE)).abs().max() < 0.05
-    with pytest.raises(edgeq.SpecError, match=r"'x' has codes of 16 bits; a converted network holds 8 at most"):
-        wrapped.convert()
