@@ -29,16 +29,19 @@ CODES = "/codes"  # the end of the name of every integer tensor
 
 def finish(captured: Capture) -> ir.Model:
     """Tidies the captured model in place. Every integer tensor gets its name; the outputs that told which is
-    which are taken away again. Raises ExportError when an input or output cannot have the name that it should.
+    which are taken away again.
 
     Each pass keeps what the file computes: constants become initializers, identities and constant arithmetic on
     shapes go, a transposed weight is stored transposed, a tensor is dequantized once.
+
+    Raises ExportError when a quantizer was lost, or an input or output cannot have the name that it should.
     """
     model = captured.model
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     common.ShapeInferencePass()(model)
+    _require_quantizers(model.graph, captured)
     _take_away_outputs(model, captured)
     for run in (fold_constants, transpose_weights, join_dequantizers):
         run(model.graph)
@@ -53,6 +56,20 @@ def finish(captured: Capture) -> ir.Model:
     common.TopologicalSortPass()(model)
     _require_names(model.graph, captured.interface)
     return model
+
+
+def _require_quantizers(graph: ir.Graph, captured: Capture) -> None:
+    """Exporters write arithmetic without a word where they do not know an operation."""
+    lost = []
+    first = len(graph.outputs) - len(captured.tensors)
+    for name, value in zip(captured.tensors, graph.outputs[first:], strict=True):
+        node = value.producer()
+        while node is not None and node.op_type in ("Clip", "Cast"):  # bounds of codes
+            node = maker(operand(node, 0))
+        if node is None or node.op_type != "QuantizeLinear":
+            lost.append(captured.names[name])
+    if lost:
+        raise ExportError(f"The exporter has lost {len(lost)} quantizers: {', '.join(lost[:5])}.")
 
 
 def _take_away_outputs(model: ir.Model, captured: Capture) -> None:
