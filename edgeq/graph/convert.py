@@ -91,10 +91,18 @@ class _Converter:
         """The new network."""
         for node in self.network.fx_graph.nodes:
             self._node(node)
+        self._drop_unread()
         self._link_readers()
         self.graph.lint()
         network = self.network
         return ConvertedModule(self.root, self.graph, network.qconfig, network.backend, self.operations)
+
+    def _drop_unread(self) -> None:
+        """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+                self.operations.pop(node.name, None)
 
     def _link_readers(self) -> None:
         """Tells each layer who reads its output, where only layers do."""
@@ -152,9 +160,14 @@ class _Converter:
 
     def _keep_codes(self, node: Node, made: Node, operation: str) -> None:
         self.codes[node] = made
-        several = operator_of(node, module_of(node, self.network)).name == "split"
-        if made.op != "get_attr" and not several:
+        if made.op != "get_attr" and not self._gives_several(node):
             self.operations.setdefault(made.name, operation)
+
+    def _gives_several(self, node: Node) -> bool:
+        """Whether a value is a tuple: what a split gives, and a slice of that."""
+        if node.target is operator.getitem:
+            return isinstance(node.args[1], slice) and self._gives_several(node.args[0])
+        return operator_of(node, module_of(node, self.network)).name == "split"
 
     def _install(self, path: str, value: nn.Module | torch.Tensor) -> None:
         """Puts a module or a tensor into the new tree."""
@@ -254,7 +267,7 @@ class _Converter:
             self.codes[node] = self._code(source)
             return
         args, kwargs = (fx.node.map_arg(value, self._code_or_real) for value in (node.args, node.kwargs))
-        if node.target is operator.getitem and operator_of(source, module_of(source, self.network)).name == "split":
+        if node.target is operator.getitem and self._gives_several(source):
             made = self.graph.call_function(operator.getitem, args)
         else:
             path = _path("movers", node.name)

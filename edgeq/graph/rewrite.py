@@ -103,9 +103,11 @@ def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:
 
 def reshape_views(graph: fx.Graph) -> None:
     """Turns `view` into `reshape`, which gives the same numbers for any order of memory: edgeq evaluates
-    convolutions with the channels last.
+    convolutions with the channels last. And `x.mT` into a transpose, which exporters know.
     """
     for node in graph.nodes:
+        if node.target is getattr and node.args[1] == "mT":
+            node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         if node.op != "call_method" or any(isinstance(value, torch.dtype) for value in node.args):
             continue
         node.target = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), node.target)

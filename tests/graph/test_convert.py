@@ -168,3 +168,42 @@ def test_gradients_being_recorded_changes_no_power_of_two_number():
     assert with_gradients.requires_grad
     with torch.no_grad():
         assert torch.equal(with_gradients, wrapped(x))
+
+
+def test_what_no_output_depends_on_is_left_out():
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.head, self.auxiliary = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.stem(x)
+            torch.relu(self.auxiliary(y) * 2)
+            return self.head(y)
+
+    wrapped = calibrated(WithLoss().eval(), images(3, 4))
+    assert_exact(wrapped, images(3, 4))
+    converted = wrapped.convert().module
+    assert list(converted.operations.values()) == ["quantize", "linear", "linear"]
+    assert [node.target for node in converted.fx_graph.nodes if node.op == "call_module"] == [
+        *("quantization.tensors.x", "stem", "head", "quantization.dequantize.head_1")
+    ]
+
+
+def test_a_slice_of_a_split_is_a_tuple_and_not_a_tensor():
+    class Slices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            parts = self.conv(x).chunk(4, 1)
+            return torch.cat(parts[::-1], 1), parts[1:][0], parts[:2]
+
+    wrapped = calibrated(Slices().eval(), images())
+    found = assert_exact(wrapped, images())
+    assert torch.equal(found[0][:, 6:], found[2])
+    assert torch.equal(found[1], found[3])
+    assert list(wrapped.convert().module.operations.values()) == ["quantize", "conv2d", "moved", "moved"]

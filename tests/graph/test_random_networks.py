@@ -68,6 +68,24 @@ def test_eight_bits_stay_near_to_float(seed):
     assert relative_error(calibrated(model, x)(x), model(x)) < 0.3
 
 
+def check_exported(seed, preset, path):
+    wrapped = calibrated(RandomNetwork(seed, steps=6), images(4, *SHAPE[1:], seed=seed + 1), preset=preset)
+    result = wrapped.export(images(*SHAPE, seed=seed), path / "model.onnx")
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exported_networks_pass_their_comparison(seed, tmp_path):
+    check_exported(seed, "WC8SYMP2_AT8SYMP2", tmp_path)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("preset", PRESETS[:2])
+@pytest.mark.parametrize("seed", range(1000, 1150))
+def test_hundreds_of_exported_networks_pass_their_comparison(seed, preset, tmp_path):
+    check_exported(seed, preset, tmp_path)
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize("preset", ["DEFAULT", "WT8SYMP2_AT8SYMP2", *PRESETS])
 @pytest.mark.parametrize("seed", range(1000, 2000))
