@@ -90,7 +90,7 @@ def test_a_simulated_bias_is_an_integer_at_the_scale_of_the_accumulator(size, se
     with torch.no_grad():
         model[0].bias.mul_(10**size)
     wrapped = edgeq.PTCFxModule(model, bias_calibration_factor=0.0).calibrate([torch.randn(8, 4)])
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     scale = layer.site.source.scale * layer.weight_quantizer.scale
     codes = layer.bias_codes(layer.bias)
     assert torch.equal(codes, torch.round(layer.bias / scale))  # nothing saturates

@@ -14,7 +14,7 @@ def test_x86_leaves_the_top_bit_of_activations_unused_and_weights_as_they_are(na
     converted = {}
     for backend in ("qnnpack", "x86"):
         wrapped = edgeq.PTCFxModule(network("residual"), name, backend).calibrate(batches())
-        spans = {int(tensor.quant_max - tensor.quant_min) for tensor in wrapped.module.tensors()}
+        spans = {int(tensor.quant_max - tensor.quant_min) for tensor in wrapped.module.quantizers()}
         assert spans == {127 if backend == "x86" else 255}
         converted[backend] = wrapped.convert()
     layers = {key: value.module.get_submodule("conv1") for key, value in converted.items()}
@@ -50,8 +50,8 @@ def test_the_backends_rounding_is_that_of_every_activation(rounding):
     rules = [{"name": "fc", "activation": {"bits": 7}}]
     preset = {"inherits": "WC8_AT8", "rules": rules, "edges": "WC8SYMP2_AT8SYMP2"}
     wrapped = edgeq.PTCFxModule(network("residual"), preset, backend).calibrate(batches())
-    assert {tensor.spec.rounding for tensor in wrapped.module.tensors()} == {rounding}
-    quantizer = wrapped.module.tensors()[0]
+    assert {tensor.spec.rounding for tensor in wrapped.module.quantizers()} == {rounding}
+    quantizer = wrapped.module.quantizers()[0]
     x = (torch.arange(-6, 7) + 0.5) * quantizer.scale
     lower = torch.arange(-6, 7)
     expected = {

@@ -68,4 +68,4 @@ def test_the_nearest_number_of_bits_is_taken(bits, nearest):
 def test_a_network_runs_with_a_derived_preset():
     qconfig, _ = derive("WC4_AT8", "tidl-tda4vm")
     wrapped = edgeq.PTCFxModule(network("residual"), qconfig, "tidl-tda4vm").calibrate(batches())
-    assert {layer.weight_quantizer.scale.dim() for layer in wrapped.module.layers()} == {0}
+    assert {layer.weight_quantizer.scale.dim() for layer in wrapped.module.quantized_layers()} == {0}

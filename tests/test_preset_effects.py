@@ -156,7 +156,7 @@ def test_each_channel_has_a_scale_for_its_own_greatest_weight_and_a_tensor_one_f
 @pytest.mark.parametrize("gain", [0.01, 1.0, 100.0])
 def test_r4_has_the_same_scales_whatever_the_data(gain):
     wrapped, _ = calibrated("WC8SYMP2_AT8SYMP2R4", gain)
-    signed = {tensor.name: (float(tensor.scale), int(tensor.quant_min)) for tensor in wrapped.module.tensors()}
+    signed = {tensor.name: (float(tensor.scale), int(tensor.quant_min)) for tensor in wrapped.module.quantizers()}
     assert signed["x"] == (4 / 128, -128)
     assert signed["conv1"] == signed["pool"] == (4 / 256, 0)  # after a ReLU
     assert signed["conv2"] == (4 / 128, -128)

@@ -12,7 +12,7 @@ from tests.test_preset_effects import SYMMETRIC, calibrated
 
 
 def input_quantizer(wrapped):
-    return next(tensor for tensor in wrapped.module.tensors() if tensor.name == "x")
+    return next(tensor for tensor in wrapped.module.quantizers() if tensor.name == "x")
 
 
 def test_msa_keeps_the_extremes_and_the_plain_preset_cuts_a_ten_thousandth_off_each_end():
@@ -69,10 +69,10 @@ def quantizer_output(quantizer, x):
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_symmetric_activations_are_signed_only_where_something_is_negative(name):
     wrapped, _ = calibrated(name)
-    ends = {tensor.name: (int(tensor.quant_min), int(tensor.quant_max)) for tensor in wrapped.module.tensors()}
+    ends = {tensor.name: (int(tensor.quant_min), int(tensor.quant_max)) for tensor in wrapped.module.quantizers()}
     assert {ends[key] for key in ("x", "conv2", "fc")} == {(-128, 127)}
     assert {ends[key] for key in ("conv1", "pool", "mean")} == {(0, 255)}
-    assert {int(tensor.zero_point) for tensor in wrapped.module.tensors()} == {0}
+    assert {int(tensor.zero_point) for tensor in wrapped.module.quantizers()} == {0}
 
 
 class Difference(nn.Module):

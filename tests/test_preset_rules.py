@@ -13,12 +13,12 @@ from tests.networks import batches, network
 def weight_bits(preset, model=None):
     """Bits of each layer's weight; a layer that stays float is not there."""
     prepared = edgeq.PTCFxModule(model or network("residual"), preset).module
-    return {layer.site.name: layer.weight_quantizer.spec.bits for layer in prepared.layers()}
+    return {layer.site.name: layer.weight_quantizer.spec.bits for layer in prepared.quantized_layers()}
 
 
 def activation_bits(preset):
     prepared = edgeq.PTCFxModule(network("residual"), preset).module
-    return {tensor.name: tensor.spec.bits for tensor in prepared.tensors()}
+    return {tensor.name: tensor.spec.bits for tensor in prepared.quantizers()}
 
 
 def test_by_type_pattern_and_name():
@@ -52,7 +52,7 @@ def test_a_rules_activation_is_that_of_what_the_layer_gives():
 @pytest.mark.parametrize("rule", [{"name": "conv2"}, {"pattern": "conv2|bn2"}])
 def test_a_layer_left_in_float_computes_what_it_did(rule):
     wrapped = edgeq.PTCFxModule(network("residual"), {"rules": [{**rule, "quantize": False}]}).calibrate(batches())
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["conv1", "fc"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["conv1", "fc"]
     assert torch.equal(wrapped.module.conv2.weight, network("residual").conv2.weight)
     assert f"stays float by the rule for '{next(iter(rule.values()))}'" in wrapped.explain()
 
@@ -86,10 +86,10 @@ def test_a_type_is_a_class_a_function_or_an_operator_of_the_table(kind, bits):
 @pytest.mark.parametrize("net", ["residual", "separable"])
 def test_a_plus_b_puts_b_at_the_input_the_first_convolution_and_the_last_linear_layer(net):
     wrapped = edgeq.PTCFxModule(network(net), "WC4_AT8+WC8SYMP2_AT8SYMP2").calibrate(batches())
-    layers, inner = wrapped.module.layers(), wrapped.module.tensors()[1:]
+    layers, inner = wrapped.module.quantized_layers(), wrapped.module.quantizers()[1:]
     bits = [layer.weight_quantizer.spec.bits for layer in layers]
     assert bits == [8] + [4] * (len(bits) - 2) + [8]
-    first = wrapped.module.tensors()[0]
+    first = wrapped.module.quantizers()[0]
     assert (first.name, int(first.zero_point), float(torch.frexp(first.scale)[0])) == ("x", 0, 0.5)
     assert not any(tensor.spec.symmetric for tensor in inner)
 

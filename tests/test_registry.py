@@ -66,6 +66,6 @@ def test_an_observer_of_another_package_is_named_in_a_preset_with_its_options(mo
 
     preset = {"inherits": "WC8_AT8", "activation": {"observer": {"name": "constant", "reach": 2.55}}}
     wrapped = edgeq.PTCFxModule(network("separable"), preset).calibrate(batches())
-    assert float(wrapped.module.tensors()[0].scale) == pytest.approx(0.02)
+    assert float(wrapped.module.quantizers()[0].scale) == pytest.approx(0.02)
     with pytest.raises(SpecError, match=r"Unknown key 'reech' in observer \(constant\)\. Did you mean 'reach'\?"):
         edgeq.load_preset({"activation": {"observer": {"name": "constant", "reech": 1.0}}})

@@ -35,11 +35,15 @@ class ConvertedModule(Program):
     for an input, "moved" for codes that were only moved).
     """
 
+    qconfig: QConfig
+    backend: BackendSpec
+    operations: dict[str, str]
+
     def __init__(
         self, root: nn.Module, graph: fx.Graph, qconfig: QConfig, backend: BackendSpec, operations: dict[str, str]
     ) -> None:
         super().__init__(root, graph)
-        self.qconfig, self.backend, self.operations = qconfig, backend, operations
+        self.keep(qconfig=qconfig, backend=backend, operations=operations)
         self.eval()
 
     @property

@@ -89,4 +89,5 @@ def _is_looked_up(node: fx.Node, root: nn.Module) -> bool:
 def attribute(root: nn.Module, path: str) -> Any:
     """The attribute of `root` at a dotted path."""
     *modules, name = path.split(".")
-    return getattr(root.get_submodule(".".join(modules)), name)
+    module = root.get_submodule(".".join(modules))
+    return getattr(module.__dict__.get("_tree", module), name)

@@ -45,6 +45,13 @@ class PreparedModule(Program):
     """
 
     quantization: Quantization
+    groups: dict[str, str]
+    reasons: dict[str, str]
+    qconfig: QConfig
+    backend: BackendSpec
+    is_qat: bool
+    calibration: Calibration
+    bank: InputBank | None
 
     def __init__(
         self,
@@ -59,12 +66,16 @@ class PreparedModule(Program):
         reasons: dict[str, str],
     ) -> None:
         super().__init__(root, graph)
-        self.groups = groups  # names of nodes to the names of the quantizers that their values are quantized by
-        self.reasons = reasons  # names of nodes to why they stay float
         self.quantization = quantization
-        self.qconfig, self.backend, self.is_qat = qconfig, backend, is_qat
-        self.calibration = calibration
-        self.bank = InputBank() if calibration.is_wanted else None
+        self.keep(
+            groups=groups,  # names of nodes to the names of the quantizers that their values are quantized by
+            reasons=reasons,  # names of nodes to why they stay float
+            qconfig=qconfig,
+            backend=backend,
+            is_qat=is_qat,
+            calibration=calibration,
+            bank=InputBank() if calibration.is_wanted else None,
+        )
         self.observes_always = False
         self._unmerged = False  # whether observations were made here of which other processes know nothing
         self.register_load_state_dict_post_hook(_after_loading)
@@ -77,11 +88,11 @@ class PreparedModule(Program):
         """Counts the epochs."""
         return self.quantization.schedule
 
-    def layers(self) -> list[QuantizedLayer]:
+    def quantized_layers(self) -> list[QuantizedLayer]:
         """The layers with quantized weights, each call of a shared one by itself."""
         return [module for module in self.modules() if isinstance(module, QuantizedLayer)]
 
-    def tensors(self) -> list[TensorQuantizer]:
+    def quantizers(self) -> list[TensorQuantizer]:
         """The quantizers of activations, in the order of the graph."""
         return list(self.quantization.tensors.children())  # type: ignore[arg-type]
 
@@ -95,7 +106,7 @@ class PreparedModule(Program):
     @property
     def is_calibrated(self) -> bool:
         """Whether any range was observed, here or in the checkpoint that was loaded."""
-        return any(tensor.observer is not None and tensor.observed for tensor in self.tensors())
+        return any(tensor.observer is not None and tensor.observed for tensor in self.quantizers())
 
     # ---- modes
 
@@ -123,14 +134,14 @@ class PreparedModule(Program):
                 module.training = norms_live
         set_phase(self, self._phase(observing))
         if not self.training:
-            for tensor in self.tensors():
+            for tensor in self.quantizers():
                 tensor.read_bounds()
         self._lay_out()
         self._counted = int(self.schedule.step)
 
     def _lay_out(self) -> None:
         """Prepares what depends on where the tensors are and on who adapts."""
-        layers = self.layers()
+        layers = self.quantized_layers()
         for layer in layers:
             layer.forget()
         self._live_scales = together(layers)
@@ -218,11 +229,11 @@ class PreparedModule(Program):
             return
         if self.schedule.observers_are_live or self.observes_always:
             self._merge_processes()
-            for tensor in self.tensors():
+            for tensor in self.quantizers():
                 tensor.finish()
             avoid_ties(self)
             with torch.no_grad():
-                for layer in self.layers():
+                for layer in self.quantized_layers():
                     layer.finish()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank)
@@ -233,7 +244,7 @@ class PreparedModule(Program):
     def _merge_processes(self) -> None:
         if not (self._unmerged and torch.distributed.is_available() and torch.distributed.is_initialized()):
             return
-        for tensor in self.tensors():
+        for tensor in self.quantizers():
             if tensor.observer is not None:
                 tensor.observer.merge_processes()
 

@@ -23,22 +23,44 @@ class Program(nn.Module):
     `torch.fx.GraphModule` would drop every submodule that the graph does not call, and with it keys of the
     state dict, and would lose attributes in a deepcopy. This class keeps all of them; deepcopy and pickling
     work at any moment.
+
+    The graph runs over a plain module that shares the children, parameters and buffers, because a user may call
+    them what he likes: `layers`, say, or `run`. Whatever the program itself keeps is out of their way as well.
     """
+
+    fx_graph: fx.Graph
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__()
         for kind in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[kind] = copy.copy(root.__dict__[kind])
         constants = {name: value for name, value in root.__dict__.items() if isinstance(value, Tensor)}
-        self.__dict__.update(constants)  # tensors that are no buffers
+        tree = nn.Module()
+        for kind in ("_parameters", "_buffers", "_modules"):
+            tree.__dict__[kind] = self.__dict__[kind]
+        for holder in (self, tree):
+            holder.__dict__.update(constants)  # tensors that are no buffers
         self.training = root.training
-        self.fx_graph = graph
+        self.keep(fx_graph=graph, _tree=tree)
         self._function: Callable[..., Any]
         self.compile_graph()
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Executes the graph."""
-        return self._function(self, *args, **kwargs)
+        return self._function(self.tree, *args, **kwargs)
+
+    @property
+    def tree(self) -> nn.Module:
+        """The children, parameters and buffers without the program."""
+        return self.__dict__["_tree"]
+
+    def keep(self, **values: Any) -> None:
+        """Sets attributes, whatever the user's children are called."""
+        self.__dict__.update(values)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The user's, or edgeq's, module at a path; the program itself at the empty one."""
+        return self.tree.get_submodule(target) if target else self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.run_in_user_layout(*args, **kwargs)

@@ -19,7 +19,7 @@ class _Recorder(fx.Interpreter):
     """Runs a program's graph and keeps what each node gives."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program, garbage_collect_values=False, graph=program.fx_graph)
+        super().__init__(program.tree, garbage_collect_values=False, graph=program.fx_graph)
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:

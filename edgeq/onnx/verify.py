@@ -245,7 +245,7 @@ class _Run(fx.Interpreter):
     """
 
     def __init__(self, network: ConvertedModule, given: dict[str, Tensor] | None = None) -> None:
-        super().__init__(network, graph=network.fx_graph)
+        super().__init__(network.tree, graph=network.fx_graph)
         self.given = given or {}
         self.codes: dict[str, Tensor] = {}
         self.tensors = set(network.tensors)

@@ -54,7 +54,7 @@ class Calibration:
             module.training = False
         calls = bank.batches()
         move = 1 - (1 - self.factor) ** bank.steps
-        movable = _movable(network.layers())
+        movable = _movable(network.quantized_layers())
         moved: dict[QuantizedLayer, Tensor] = {}
         try:
             for number, call in enumerate(calls):
@@ -72,7 +72,7 @@ class Calibration:
 
 def _run(network: PreparedModule, phase: Phase, call: Call, recorder: Recorder) -> None:
     args, kwargs = call
-    layers = network.layers()
+    layers = network.quantized_layers()
     set_phase(network, phase)
     for layer in layers:
         layer.recorder = recorder

@@ -45,10 +45,10 @@ SHARED = {
 def test_values_that_are_only_moved_share_one_range_and_one_quantizer(name):
     model, x = Net(SHARED[name]).eval(), images()
     wrapped = calibrated(model, x, preset="WC8SYMP2_AT8SYMP2")
-    quantizers = wrapped.module.tensors()
+    quantizers = wrapped.module.quantizers()
     assert [quantizer.name for quantizer in quantizers] == ["x", "small"]
     assert group_of(wrapped, "small") == group_of(wrapped, "large") == "small"
-    sites = {layer.site.name: layer.site.target for layer in wrapped.module.layers()}
+    sites = {layer.site.name: layer.site.target for layer in wrapped.module.quantized_layers()}
     assert sites["small"] is sites["large"] is quantizers[1]
     (found,) = assert_exact(wrapped, x)
     assert (found - model(x)).abs().max() < 3 * quantizers[1].scale
@@ -68,9 +68,9 @@ def test_the_shared_range_holds_both_tensors():
 
 def test_sums_and_means_get_ranges_of_their_own():
     wrapped = calibrated(Net(lambda m, a, b: (a + b).mean((2, 3))).eval(), images())
-    names = [quantizer.name for quantizer in wrapped.module.tensors()]
+    names = [quantizer.name for quantizer in wrapped.module.quantizers()]
     assert names == ["x", "small", "large", "add", "mean"]
-    scales = [float(quantizer.scale) for quantizer in wrapped.module.tensors()]
+    scales = [float(quantizer.scale) for quantizer in wrapped.module.quantizers()]
     assert scales[1] < scales[2] / 5
 
 
@@ -91,7 +91,7 @@ def test_known_ranges_are_never_observed(name):
     ):
         model = Net(lambda m, a, b: function(b)).eval()
         wrapped = calibrated(model, images() * 0.01, preset=preset)  # small values do not shrink it
-        quantizer = wrapped.module.tensors()[-1]
+        quantizer = wrapped.module.quantizers()[-1]
         assert (float(quantizer.scale), int(quantizer.zero_point)) == expected
         assert quantizer.observer is None
         (found,) = assert_exact(wrapped, images())
@@ -107,14 +107,14 @@ def test_a_known_range_that_is_joined_with_another_is_observed():
     assert float(joined.scale) > 1 / 256
     assert_exact(wrapped, images())
     both = calibrated(Net(lambda m, a, b: torch.cat([a.sigmoid(), b.sigmoid()], 1)).eval(), images())
-    assert float(both.module.tensors()[-1].scale) == 1 / 256  # two of the same known range
+    assert float(both.module.quantizers()[-1].scale) == 1 / 256  # two of the same known range
 
 
 def test_rules_choose_by_name_type_and_pattern():
     rules = QConfigMapping().set_global("WC8_AT8").set_module_name("small", "WC4_AT8")
     rules.set_object_type("add", None).set_module_name_regex("he.d", "WC8SYMP2_AT8SYMP2")
     wrapped = calibrated(Net(lambda m, a, b: m.head(torch.cat([a + b, b], 1))).eval(), images(), preset=rules.qconfig())
-    layers = {layer.site.name: layer for layer in wrapped.module.layers()}
+    layers = {layer.site.name: layer for layer in wrapped.module.quantized_layers()}
     assert [layers[name].weight_quantizer.spec.bits for name in ("small", "large", "head")] == [4, 8, 8]
     assert not layers["large"].site.target.spec.symmetric
     assert layers["head"].site.target.spec.symmetric
@@ -134,9 +134,9 @@ def test_a_layer_left_in_float_computes_in_float():
 
 def test_mixed_precision_marks_input_first_convolution_and_last_linear_layer():
     wrapped = edgeq.PTCFxModule(network("residual"), "WC4_AT8+WC8SYMP2_AT8SYMP2").calibrate(batches(1))
-    bits = {layer.site.name: layer.weight_quantizer.spec.bits for layer in wrapped.module.layers()}
+    bits = {layer.site.name: layer.weight_quantizer.spec.bits for layer in wrapped.module.quantized_layers()}
     assert bits == {"conv1": 8, "conv2": 4, "fc": 8}
-    symmetric = {quantizer.name: quantizer.spec.symmetric for quantizer in wrapped.module.tensors()}
+    symmetric = {quantizer.name: quantizer.spec.symmetric for quantizer in wrapped.module.quantizers()}
     assert [name for name, value in symmetric.items() if value] == ["x"]
 
 
@@ -155,7 +155,7 @@ class Named(nn.Module):
 def test_names_that_clash_with_each_other_or_with_methods_of_modules_are_made_unique():
     model = Named().eval()
     wrapped = calibrated(model, images(8, 4))
-    names = [quantizer.name for quantizer in wrapped.module.tensors()]
+    names = [quantizer.name for quantizer in wrapped.module.quantizers()]
     assert names == ["x", "keys_1", "values_1", "add", "a_b_c", "a_b_c_1", "add_1", "to_out"]
     assert_exact(wrapped, images(8, 4))
     assert relative_error(wrapped(images(8, 4)), model(images(8, 4))) < 0.03

@@ -89,7 +89,7 @@ def test_training_on_frozen_statistics_is_the_deployed_network_up_to_ties(preset
     wrapped(images())
     wrapped.freeze()
     trained = wrapped(images())
-    step = float(wrapped.module.tensors()[-1].scale)
+    step = float(wrapped.module.quantizers()[-1].scale)
     (deployed,) = assert_exact(wrapped.eval(), images())
     differing = (trained - deployed).abs()
     assert differing.max() <= 1.001 * step

@@ -44,7 +44,7 @@ def test_each_tensor_of_an_input_gets_a_range_of_its_own(kind):
     model = Network(read).eval()
     wrapped = calibrated(model, bundle)
     found = assert_exact(wrapped, bundle)
-    conv, linear = wrapped.module.layers()
+    conv, linear = wrapped.module.quantized_layers()
     assert float(linear.site.source.scale) > 10 * float(conv.site.source.scale)
     for one, other, layer in zip(found, model(bundle), (conv, linear), strict=True):
         assert (one - other).abs().max() < 6 * layer.site.target.scale
@@ -89,7 +89,7 @@ def test_keyword_and_default_arguments():
         converted = wrapped.convert()
         halved = converted(FEATURES, 1.0, offset=0.0)
         assert torch.equal(halved, wrapped(FEATURES, offset=0.0, factor=1.0))
-        steps = (converted(FEATURES) - 2 * halved - 1) / wrapped.module.tensors()[-1].scale
+        steps = (converted(FEATURES) - 2 * halved - 1) / wrapped.module.quantizers()[-1].scale
         assert steps.abs().max() <= 2
 
 
@@ -105,5 +105,5 @@ def test_a_network_of_two_inputs():
     model = Two().eval()
     wrapped = calibrated(model, FEATURES, FEATURES * 3)
     assert_exact(wrapped, FEATURES, FEATURES * 3)
-    scales = {quantizer.name: float(quantizer.scale) for quantizer in wrapped.module.tensors()}
+    scales = {quantizer.name: float(quantizer.scale) for quantizer in wrapped.module.quantizers()}
     assert scales["right"] == pytest.approx(3 * scales["left"], rel=1e-3)

@@ -56,7 +56,7 @@ def test_every_tensor_between_layers_is_an_integer_with_the_simulations_value(na
     assert_exact(wrapped, x)
     with torch.no_grad():
         converted(x)
-    assert len(seen) == len(wrapped.module.layers())
+    assert len(seen) == len(wrapped.module.quantized_layers())
     for path, (module, codes) in seen.items():
         assert codes.dtype in (torch.uint8, torch.int8)
         assert torch.equal(module.target.decode(codes), simulated[path]), path

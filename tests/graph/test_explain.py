@@ -26,9 +26,9 @@ def test_there_is_a_line_for_each_node_and_each_quantizer_stands_in_one(name):
     inner = [node for node in wrapped.module.fx_graph.nodes if node.op not in ("placeholder", "output")]
     assert len(table) == len(inner)
     named = {value.split("[")[1].rstrip("]") for *_, value in table if "[" in value}
-    assert named == {quantizer.name for quantizer in wrapped.module.tensors()}
+    assert named == {quantizer.name for quantizer in wrapped.module.quantizers()}
     layers = [name for name, weight, *_ in table if weight]
-    assert layers == [layer.site.name for layer in wrapped.module.layers()]
+    assert layers == [layer.site.name for layer in wrapped.module.quantized_layers()]
 
 
 def test_the_table_does_not_change_with_calibration():
@@ -77,5 +77,5 @@ def test_the_reduced_range_of_a_backend_shows():
     wrapped = edgeq.PTCFxModule(network("residual"), "WC8_AT8", backend="x86")
     assert rows(wrapped)[0] == ["quantize x", "", "", "7 bits affine tensor free [x]"]
     wrapped.calibrate([images(4, 3, 16, 16)])
-    quantizer = wrapped.module.tensors()[0]
+    quantizer = wrapped.module.quantizers()[0]
     assert (int(quantizer.quant_min), int(quantizer.quant_max)) == (0, 127)

@@ -64,10 +64,10 @@ def test_a_chain_is_one_operation_with_one_rounding(layer, norm, activation):
     model, x = block(layer, norm, activation)
     floor, ceiling = ACTIVATIONS[activation][1:]
     wrapped = calibrated(model, x)
-    (quantized,) = wrapped.module.layers()
+    (quantized,) = wrapped.module.quantized_layers()
     assert (quantized.site.floor, quantized.site.ceiling) == (floor, ceiling)
     assert (quantized.site.norm is not None) is norm
-    source, target = wrapped.module.tensors()  # the input and the output, and nothing between
+    source, target = wrapped.module.quantizers()  # the input and the output, and nothing between
     assert quantized.site.target is target
     (found,) = assert_exact(wrapped, x)
     expected = deployed(quantized, source(x)).clamp(-math.inf if floor is None else floor, ceiling)
@@ -133,18 +133,18 @@ class Twice(nn.Module):
 ])  # fmt: skip
 def test_what_has_two_readers_is_not_folded(norm, activation, count):
     wrapped = calibrated(Twice(norm, activation).eval(), images())
-    (conv,) = wrapped.module.layers()
+    (conv,) = wrapped.module.quantized_layers()
     assert conv.site.norm is None
     assert (conv.site.floor, conv.site.ceiling) == (None, None)
-    assert len(wrapped.module.tensors()) == count
+    assert len(wrapped.module.quantizers()) == count
     assert_exact(wrapped, images())
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(8, track_running_stats=False), nn.GroupNorm(2, 8)])
 def test_a_norm_without_running_statistics_is_computed_by_itself(norm):
     wrapped = calibrated(nn.Sequential(nn.Conv2d(3, 8, 1), norm).eval(), images())
-    assert wrapped.module.layers()[0].site.norm is None
-    assert [tensor.name for tensor in wrapped.module.tensors()] == ["input_1", "0", "1"]
+    assert wrapped.module.quantized_layers()[0].site.norm is None
+    assert [tensor.name for tensor in wrapped.module.quantizers()] == ["input_1", "0", "1"]
     assert_exact(wrapped, images())
 
 
@@ -161,21 +161,21 @@ def test_a_norm_of_other_dimensions_than_the_layer_is_not_folded():
 
     model, x = Rows().eval(), images(2, 7, 4)
     wrapped = calibrated(model, x)
-    assert wrapped.module.layers()[0].site.norm is None
+    assert wrapped.module.quantized_layers()[0].site.norm is None
     assert_exact(wrapped, x)
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.1), nn.Sigmoid()])
 def test_an_activation_that_bends_gets_a_quantizer_of_its_own(activation):
     wrapped = calibrated(nn.Sequential(nn.Conv2d(3, 8, 1), activation).eval(), images())
-    assert [tensor.name for tensor in wrapped.module.tensors()] == ["input_1", "0", "1"]
+    assert [tensor.name for tensor in wrapped.module.quantizers()] == ["input_1", "0", "1"]
 
 
 def test_a_second_clip_stands_by_itself():
     wrapped = calibrated(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Hardtanh(-1.0, 0.4)).eval(), images())
-    (conv,) = wrapped.module.layers()
+    (conv,) = wrapped.module.quantized_layers()
     assert (conv.site.floor, conv.site.ceiling) == (0.0, None)
-    assert [tensor.name for tensor in wrapped.module.tensors()] == ["input_1", "0", "2"]
+    assert [tensor.name for tensor in wrapped.module.quantizers()] == ["input_1", "0", "2"]
     found = assert_exact(wrapped, images())[0]
     step = float(wrapped.module.quantization.tensors["2"].scale)
     assert abs(float(found.max()) - 0.4) <= step / 2

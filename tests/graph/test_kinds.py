@@ -40,7 +40,7 @@ def test_integers_and_masks_pass_untouched():
     for key in ("ids", "places", "mask"):
         assert torch.equal(found[key], expected[key])
         assert torch.equal(wrapped.convert()(*inputs)[key], expected[key])
-    observed = [quantizer.name for quantizer in wrapped.module.tensors() if quantizer.observed]
+    observed = [quantizer.name for quantizer in wrapped.module.quantizers() if quantizer.observed]
     assert observed == ["x", "table", "add", "linear", "mul_1"]  # the gather shares the linear layer's
 
 
@@ -83,7 +83,7 @@ def test_what_becomes_floating_is_quantized_where_a_layer_reads_it(function):
     model, x = Casting(function).eval(), images(6, 6)
     wrapped = calibrated(model, x, bias_calibration_factor=0)
     (found,) = assert_exact(wrapped, x)
-    for layer in wrapped.module.layers():
+    for layer in wrapped.module.quantized_layers():
         assert layer.site.source.observed
     assert (found - model(x)).norm() < 0.03 * model(x).norm()
 
@@ -110,7 +110,7 @@ def test_a_layer_may_compute_in_another_floating_type_than_float32():
     model, x = Casting(lambda m, x: m.linear(x)).eval().double(), images(6, 6).double()
     wrapped = calibrated(model, x)
     assert wrapped(x).dtype is torch.float64
-    assert all(quantizer.scale.dtype is torch.float32 for quantizer in wrapped.module.tensors())
+    assert all(quantizer.scale.dtype is torch.float32 for quantizer in wrapped.module.quantizers())
     assert group_of(wrapped, "linear") == "linear"
 
 
@@ -118,7 +118,7 @@ def test_an_input_that_never_came_as_a_floating_tensor_is_not_converted():
     model = Casting(lambda m, x: (m.linear(x["a"]), x["b"] + 1)).eval()
     inputs = {"a": images(6, 6), "b": torch.tensor([3, 4])}
     wrapped = calibrated(model, inputs)
-    assert [quantizer.observed for quantizer in wrapped.module.tensors()] == [True, True, False, False]
+    assert [quantizer.observed for quantizer in wrapped.module.quantizers()] == [True, True, False, False]
     found = assert_exact(wrapped, inputs)
     assert torch.equal(found[1], torch.tensor([4, 5]))
     assert isinstance(wrapped, edgeq.PTCFxModule)

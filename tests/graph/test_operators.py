@@ -45,7 +45,7 @@ def test_an_operation_converts_exactly_and_is_placed_as_its_row_says(name, row, 
 
 
 def layer(wrapped, node, row, model):
-    assert len(wrapped.module.layers()) == 2
+    assert len(wrapped.module.quantized_layers()) == 2
 
 
 def matmul(wrapped, node, row, model):
@@ -65,7 +65,7 @@ def share(wrapped, node, row, model):
 
 
 def clip(wrapped, node, row, model):
-    (conv,) = wrapped.module.layers()
+    (conv,) = wrapped.module.quantized_layers()
     assert (conv.site.floor, conv.site.ceiling) == row.bounds(node, module_of(node, model))
     assert node.name not in [other.name for other in wrapped.module.fx_graph.nodes]
 

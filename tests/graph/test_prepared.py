@@ -54,7 +54,7 @@ def test_run_float_is_the_float_network_and_leaves_modes_and_state(mode):
 
 def test_the_phases_of_a_training():
     wrapped = edgeq.QATFxModule(network("residual").train(), total_epochs=8).train()  # norms 3 epochs, ranges 5
-    layer = wrapped.module.layers()[0]
+    layer = wrapped.module.quantized_layers()[0]
     found = []
     for _ in range(7):
         wrapped.train()

@@ -145,3 +145,35 @@ def test_functions_are_pickled_by_the_name_that_they_are_imported_under():
     with torch.no_grad():
         assert torch.equal(pickled(wrapped)(x), wrapped(x))
         assert torch.equal(pickled(wrapped.convert())(x), wrapped(x))
+
+
+TAKEN = ["layers", "tensors", "groups", "schedule", "bank", "run", "code", "backend", "reasons", "tree", "operations"]
+
+
+class Unlucky(nn.Module):
+    """Children with names of what edgeq's own modules have."""
+
+    def __init__(self):
+        super().__init__()
+        for name in TAKEN:
+            setattr(self, name, nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+        self.quantizers = nn.Parameter(torch.full((3, 1, 1), 0.7))
+
+    def forward(self, x):
+        for name in TAKEN:
+            x = x + getattr(self, name)(x) * self.quantizers
+        return x
+
+
+def test_children_may_be_called_as_the_programs_own_attributes(tmp_path):
+    torch.manual_seed(0)
+    model, image = Unlucky().eval(), batches(1, seed=4)[0]
+    wrapped = edgeq.PTCFxModule(model).calibrate(batches())
+    assert set(model.state_dict()) <= set(wrapped.module.state_dict())
+    assert len(wrapped.module.quantized_layers()) == len(TAKEN)
+    with torch.no_grad():
+        expected = wrapped(image)
+        assert (expected - model(image)).abs().max() < 0.05 * model(image).abs().max()
+        for twin in (wrapped.convert(), copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+            assert torch.equal(twin(image), expected)
+    assert wrapped.export(image, tmp_path / "model.onnx").passed

@@ -25,8 +25,8 @@ class Marked(nn.Module):
 
 def test_only_the_region_is_quantized():
     wrapped = calibrated(Marked().eval(), images())
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["inside", "deep"]
-    assert [quantizer.name for quantizer in wrapped.module.tensors()] == ["quant", "inside", "deep"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["inside", "deep"]
+    assert [quantizer.name for quantizer in wrapped.module.quantizers()] == ["quant", "inside", "deep"]
     assert type(wrapped.module.before) is type(wrapped.module.after) is nn.Conv2d
     for name in ("before", "relu", "add", "after"):
         assert wrapped.module.reasons[name] == "stays float: outside of the region that stubs mark"
@@ -46,7 +46,7 @@ def test_outside_of_the_region_the_numbers_are_those_of_float():
 
 def test_without_stubs_everything_is_quantized():
     wrapped = calibrated(Marked(stubs=False).eval(), images())
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["before", "inside", "deep", "after"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["before", "inside", "deep", "after"]
 
 
 def test_a_quant_stub_without_an_end_marks_the_rest():
@@ -59,13 +59,13 @@ def test_a_quant_stub_without_an_end_marks_the_rest():
             return self.second(self.quant(self.first(x)))
 
     wrapped = calibrated(Open().eval(), images(3, 4))
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["second"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["second"]
     assert_exact(wrapped, images(3, 4))
 
 
 def test_a_dequant_stub_alone_marks_nothing():
     wrapped = calibrated(nn.Sequential(nn.Linear(4, 4), DeQuantStub(), nn.Linear(4, 4)).eval(), images(3, 4))
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["0", "2"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["0", "2"]
     assert_exact(wrapped, images(3, 4))
 
 

@@ -27,7 +27,7 @@ class Twice(nn.Module):
 def test_each_call_of_a_shared_layer_has_ranges_of_its_own_and_one_weight():
     model, x = Twice().eval(), images()
     wrapped = calibrated(model, x)
-    _, first, second = wrapped.module.layers()
+    _, first, second = wrapped.module.quantized_layers()
     assert first.weight is second.weight is model.head.weight
     assert first.site.target is second.site.source is not second.site.target
     assert first.site.norm is second.site.norm
@@ -81,7 +81,7 @@ class Tied(nn.Module):
 def test_a_matrix_tied_to_an_embedding_stays_tied(functional):
     model, ids = Tied(functional).eval(), torch.arange(11)[None]
     wrapped = calibrated(model, ids)
-    layer = wrapped.module.layers()[-1]
+    layer = wrapped.module.quantized_layers()[-1]
     assert layer.weight is model.table.weight
     assert wrapped.module.table.weight is model.table.weight
     (found,) = assert_exact(wrapped, ids)
@@ -104,8 +104,8 @@ def test_one_module_under_two_names_keeps_both_keys_and_one_parameter():
     wrapped = calibrated(model, x)
     state = wrapped.module.state_dict()
     assert {"first.weight", "second.weight", "first.bias", "second.bias"} <= {*state}
-    assert all(layer.weight is model.first.weight for layer in wrapped.module.layers())
-    assert len(wrapped.module.layers()) == 2
+    assert all(layer.weight is model.first.weight for layer in wrapped.module.quantized_layers())
+    assert len(wrapped.module.quantized_layers()) == 2
     assert_exact(wrapped, x)
 
 
@@ -139,7 +139,7 @@ def test_functional_layers_are_quantized_and_computed_weights_are_not():
 
     model, x = Computed().eval(), images(6, 5)
     wrapped = calibrated(model, x)
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["linear"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["linear"]
     assert wrapped.module.reasons["linear_1"] == "stays float: its weight is computed, not stored"
     assert_exact(wrapped, x)
 
@@ -159,7 +159,7 @@ def test_functional_layers_read_the_users_parameters_as_they_are_now():
 
     model, x = Own().eval(), images()
     wrapped = calibrated(model, x)
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["conv2d", "conv_transpose2d", "linear"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["conv2d", "conv_transpose2d", "linear"]
     before = assert_exact(wrapped, x)
     with torch.no_grad():
         model.weight.zero_()

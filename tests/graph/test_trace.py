@@ -120,7 +120,7 @@ def test_an_untraced_submodule_stays_whole_and_float(untraced):
     model, x = Outer().eval(), images(8, 3)
     wrapped = calibrated(model, x, untraced=untraced)
     assert type(wrapped.module.blocks[1]) is Deciding
-    assert [layer.site.name for layer in wrapped.module.layers()] == ["first"]
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["first"]
     assert "stays float" in next(line for line in wrapped.explain().splitlines() if line.startswith("blocks_1"))
     (found,) = assert_exact(wrapped, x)
     assert torch.allclose(found, model.blocks[1](wrapped.module.blocks[0](wrapped.module.first(x))), atol=0.1)

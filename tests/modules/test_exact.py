@@ -52,7 +52,7 @@ def tensors(draw):
 
 def assert_exact(wrapped, shape, rounding="half_even", bias_bits=32, **bounds):
     """Both forms of the one layer of `wrapped` give the codes that the oracle does, on codes of the whole range."""
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     codes = extreme_codes(layer.site.source, shape)
     with torch.no_grad():
         expected = real(layer_codes(layer, codes, rounding, bias_bits, **bounds), layer.site.target)
@@ -70,7 +70,7 @@ def test_every_layer_is_exact_for_any_scales_zero_points_and_roundings(name, sou
     make, shape = LAYERS[name]
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
     wrapped = calibrated(make(), x=torch.randn(shape), rounding=rounding)
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     set_codes(layer.site.source, *source)
     # an output scale near the one that the accumulators ask for, so that few codes only saturate
     spread = float(accumulator(layer, extreme_codes(layer.site.source, shape)).double().std()) / 60
@@ -83,7 +83,7 @@ def test_every_layer_is_exact_for_any_scales_zero_points_and_roundings(name, sou
 def test_ties_go_where_the_backend_says(rounding):
     layer = nn.Linear(1, 1, bias=False)
     wrapped = calibrated(layer, x=torch.randn(4, 1), rounding=rounding)
-    (quantized,) = wrapped.module.layers()
+    (quantized,) = wrapped.module.quantized_layers()
     with torch.no_grad():
         layer.weight.fill_(1.0)
     quantized.weight_quantizer.scale.fill_(1.0)
@@ -110,8 +110,8 @@ def test_ties_go_where_the_backend_says(rounding):
 @pytest.mark.parametrize("zero_point", [0, 31, 255])
 def test_an_absorbed_activation_bounds_the_codes(activation, bounds, zero_point):
     wrapped = calibrated(nn.Conv2d(3, 4, 3), activation, x=torch.randn(2, 3, 6, 6))
-    set_codes(wrapped.module.layers()[0].site.source, 0.11, 100)
-    set_codes(wrapped.module.layers()[0].site.target, 0.07, zero_point)
+    set_codes(wrapped.module.quantized_layers()[0].site.source, 0.11, 100)
+    set_codes(wrapped.module.quantized_layers()[0].site.target, 0.07, zero_point)
     assert_exact(wrapped, (2, 3, 6, 6), **bounds)
 
 
@@ -147,7 +147,7 @@ def test_sums_beyond_two_to_the_24_are_exact_too(name):
     with torch.no_grad():  # all weights at their greatest, and the least bit of the bias seen in the sum
         module.weight.copy_(torch.where(torch.rand(module.weight.shape) < 0.9, 0.127, -0.128))
     wrapped = calibrated(module, x=torch.rand(shape))
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     set_codes(layer.site.source, 0.01, 0)
     layer.weight_quantizer.scale.fill_(0.001)
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a_bias_saturates_at_the_ends_of_its_type(make, bits, greatest):
         module.bias.copy_(torch.tensor([1e9, -1e9, 1e-9, -0.01]))
     found = wrapped.convert().module.get_submodule("0").bias
     assert found[:3].tolist() == [greatest, -greatest - (1 if bits == 16 else 128), 0]
-    set_codes(wrapped.module.layers()[0].site.target, 2.0**20 if bits == 32 else 8.0, 128)
+    set_codes(wrapped.module.quantized_layers()[0].site.target, 2.0**20 if bits == 32 else 8.0, 128)
     assert_exact(wrapped, shape, bias_bits=bits)
 
 
@@ -230,7 +230,7 @@ def test_a_bias_of_sixteen_bits_fits_because_the_weight_scale_makes_room(size, s
     with torch.no_grad():
         module.bias.mul_(10.0**size)
     wrapped = calibrated(module, x=torch.randn(5, 6), bias_bits=16)
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     codes = layer.bias_codes(layer.bias)
     assert codes.abs().max() <= 2**15 - 1
     assert torch.allclose(

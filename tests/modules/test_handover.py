@@ -57,7 +57,7 @@ def test_layers_that_only_layers_read_hand_over_codes():
 def test_a_hook_on_any_module_sees_real_numbers_and_changes_nothing(make, preset):
     wrapped = prepared(make(), preset)
     expected = outputs(wrapped)
-    for layer in wrapped.module.layers():
+    for layer in wrapped.module.quantized_layers():
         seen = []
         handle = layer.register_forward_hook(lambda _, args, output, seen=seen: seen.extend([*args, output]))
         assert torch.equal(outputs(wrapped), expected)
@@ -103,13 +103,13 @@ def test_a_hook_on_all_modules_sees_real_numbers(register):
     assert torch.equal(found, expected)
     assert len(greatest) >= 4
     assert max(greatest) < 6.1  # codes would go up to 255
-    assert nobody_looks(wrapped.module.layers()[0], wrapped.module.layers()[0].site.readers)
+    assert nobody_looks(wrapped.module.quantized_layers()[0], wrapped.module.quantized_layers()[0].site.readers)
 
 
 @pytest.mark.parametrize("which", ["giver's output", "reader's input"])
 def test_what_a_hook_changes_reaches_the_next_layer(which):
     wrapped = prepared(chain())
-    first, second = wrapped.module.layers()[:2]
+    first, second = wrapped.module.quantized_layers()[:2]
     step = first.site.target.scale
 
     def more(value):
@@ -125,7 +125,7 @@ def test_what_a_hook_changes_reaches_the_next_layer(which):
     with torch.no_grad():
         x = first(wrapped.module.quantization.tensors.input_1(IMAGE))
         x = getattr(x, MARK).scale * x
-        expected = wrapped.module.layers()[3](wrapped.module.layers()[2](second(more(x))).flatten(1))
+        expected = wrapped.module.quantized_layers()[3](wrapped.module.quantized_layers()[2](second(more(x))).flatten(1))
     assert torch.equal(changed, expected)
     assert not torch.equal(changed, plain)
 
@@ -133,20 +133,20 @@ def test_what_a_hook_changes_reaches_the_next_layer(which):
 def test_a_layer_that_records_or_trains_behind_one_that_hands_over_still_reads_real_numbers():
     wrapped = prepared(chain())
     expected = outputs(wrapped)
-    second, seen = wrapped.module.layers()[1], []
+    second, seen = wrapped.module.quantized_layers()[1], []
     second.recorder = lambda layer, x, output: seen.append(x) or output
     found = outputs(wrapped)
     assert seen[0].max() <= 255 * second.site.source.scale
-    assert torch.allclose(found, expected, atol=3 * wrapped.module.layers()[3].site.target.scale.item())
+    assert torch.allclose(found, expected, atol=3 * wrapped.module.quantized_layers()[3].site.target.scale.item())
 
 
 def test_copies_hand_over_within_themselves():
     wrapped = prepared(chain())
     twin = copy.deepcopy(wrapped)
     expected = outputs(wrapped)
-    assert twin.module.layers()[0].site.readers == [twin.module.layers()[1]]
+    assert twin.module.quantized_layers()[0].site.readers == [twin.module.quantized_layers()[1]]
     seen = []
-    twin.module.layers()[1].register_forward_hook(lambda _, args, output: seen.append(args[0].abs().max().item()))
+    twin.module.quantized_layers()[1].register_forward_hook(lambda _, args, output: seen.append(args[0].abs().max().item()))
     assert torch.equal(outputs(twin), expected)
     assert torch.equal(outputs(wrapped), expected)
     assert len(seen) == 1

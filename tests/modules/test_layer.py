@@ -51,7 +51,7 @@ def test_with_free_scales_the_simulated_form_is_off_by_a_step_in_few_places(name
     differing = steps = 0
     for seed in range(10):
         wrapped = edgeq.PTCFxModule(network(name, seed), preset).calibrate(batches(seed=seed))
-        for layer in wrapped.module.layers():
+        for layer in wrapped.module.quantized_layers():
             x = torch.randn(4, *SHAPES[type(layer).__name__](layer))
             x = layer.site.source(x)
             with torch.no_grad():
@@ -111,7 +111,7 @@ def test_weights_that_are_all_zero_stay_zero_and_leave_the_bias():
         module.weight[:2].zero_()
         module.bias.copy_(torch.tensor([1.0, -2.0, 0.5, 0.0]))
     wrapped = calibrated(module, x=torch.randn(4, 3, 6, 6))
-    found, step = outputs(wrapped, torch.randn(2, 3, 6, 6)), wrapped.module.layers()[0].site.target.scale
+    found, step = outputs(wrapped, torch.randn(2, 3, 6, 6)), wrapped.module.quantized_layers()[0].site.target.scale
     assert torch.isfinite(found).all()
     assert (found[:, 0] - 1.0).abs().max() <= step
     assert (found[:, 1] + 2.0).abs().max() <= step

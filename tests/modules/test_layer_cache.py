@@ -70,11 +70,11 @@ def another_weight_scale(wrapped):
 
 
 def another_input_scale(wrapped):
-    wrapped.module.layers()[0].site.source.scale.mul_(0.5)
+    wrapped.module.quantized_layers()[0].site.source.scale.mul_(0.5)
 
 
 def another_zero_point(wrapped):
-    wrapped.module.layers()[0].site.source.zero_point.add_(60)
+    wrapped.module.quantized_layers()[0].site.source.zero_point.add_(60)
 
 
 CHANGES = [
@@ -137,6 +137,6 @@ def test_parameters_that_come_and_go_are_not_confused():
 def test_an_unchanged_layer_computes_its_integers_once():
     wrapped = edgeq.PTCFxModule(network("residual")).calibrate(batches())
     outputs(wrapped)
-    kept = [layer._cache["exact"][2] for layer in wrapped.module.layers()]
+    kept = [layer._cache["exact"][2] for layer in wrapped.module.quantized_layers()]
     outputs(wrapped)
-    assert all(layer._cache["exact"][2] is old for layer, old in zip(wrapped.module.layers(), kept, strict=True))
+    assert all(layer._cache["exact"][2] is old for layer, old in zip(wrapped.module.quantized_layers(), kept, strict=True))

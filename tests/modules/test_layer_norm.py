@@ -61,7 +61,7 @@ def in_training(layer, norm):
     """The quantized layer of a wrapped network in its first epoch, over copies of the two."""
     model = nn.Sequential(copy.deepcopy(layer), copy.deepcopy(norm))
     wrapped = edgeq.QATFxModule(model, "WC8_AT8", total_epochs=10).train()
-    return wrapped, wrapped.module.layers()[0], model
+    return wrapped, wrapped.module.quantized_layers()[0], model
 
 
 @pytest.mark.parametrize("bias", [True, False])

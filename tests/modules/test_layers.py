@@ -15,7 +15,7 @@ def test_a_quantized_layer_is_of_its_float_class_and_holds_the_users_parameters(
     module = kind(4, 6) if kind is nn.Linear else kind(4, 6, 3)
     model = nn.Sequential(module)
     wrapped = edgeq.PTCFxModule(model)
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     assert type(layer) is QUANTIZED[kind]
     assert isinstance(layer, kind)
     assert layer.weight is module.weight
@@ -31,7 +31,7 @@ def test_a_users_subclass_of_a_layer_is_quantized_with_the_weight_where_it_is():
 
     model, x = nn.Sequential(Half(4, 6)), torch.randn(16, 4)
     wrapped = edgeq.PTCFxModule(model).calibrate([x])
-    assert wrapped.module.layers()[0].weight is model[0].weight
+    assert wrapped.module.quantized_layers()[0].weight is model[0].weight
     assert (wrapped(x) - model(x)).abs().max() < 0.02
 
 
@@ -64,7 +64,7 @@ def test_further_calls_and_functions_are_references_without_keys_of_their_own():
     torch.manual_seed(0)
     model = Twice()
     wrapped = edgeq.PTCFxModule(model, bias_calibration_factor=0)
-    layers = wrapped.module.layers()
+    layers = wrapped.module.quantized_layers()
     assert [isinstance(layer, QuantizedReference) for layer in layers] == [False, True, True]
     assert layers[1].weight is model.shared.weight
     assert layers[2].weight is model.matrix

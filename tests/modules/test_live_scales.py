@@ -43,7 +43,7 @@ def test_layers_are_grouped_only_while_their_norms_are_live():
     (group,) = wrapped.module._live_scales
     assert len(group.layers) == 4  # the classifier has no batch norm
     wrapped.eval()
-    assert together(wrapped.module.layers()) == []
+    assert together(wrapped.module.quantized_layers()) == []
 
 
 def test_a_parametrized_weight_is_left_alone_for_reading_it_has_effects():

@@ -28,7 +28,7 @@ def test_only_what_lies_between_stubs_is_quantized():
     torch.manual_seed(0)
     model, x = Marked(), torch.randn(4, 3, 9, 9)
     wrapped = edgeq.PTCFxModule(model, bias_calibration_factor=0).calibrate([x])
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     assert layer is wrapped.module.inside
     with torch.no_grad():
         codes = layer.site.source(model.before(x))
@@ -44,4 +44,4 @@ def test_only_what_lies_between_stubs_is_quantized():
 def test_without_stubs_everything_is_quantized():
     model = Marked()
     model.begin, model.end = nn.Identity(), nn.Identity()
-    assert len(edgeq.PTCFxModule(model).module.layers()) == 3
+    assert len(edgeq.PTCFxModule(model).module.quantized_layers()) == 3

@@ -211,7 +211,7 @@ def test_an_observer_from_outside_is_named_in_a_preset_like_any_other(half_range
     preset = {"inherits": "WC8_AT8", "activation": {"observer": observer}}
     wrapped = edgeq.PTCFxModule(network("residual"), preset).calibrate(batches())
     exact = edgeq.PTCFxModule(network("residual"), "MSA_WC8_AT8").calibrate(batches())
-    free = [(mine, its) for mine, its in zip(wrapped.module.tensors(), exact.module.tensors(), strict=True)]
+    free = [(mine, its) for mine, its in zip(wrapped.module.quantizers(), exact.module.quantizers(), strict=True)]
     assert len(free) >= 5
     for mine, its in free:
         assert isinstance(mine.observer, half_range)

@@ -17,13 +17,13 @@ COARSE = {"inherits": "WC8_AT8", "weight": {"bits": 3}}  # large errors, and nea
 def layer_means(wrapped, x, quantized):
     """Each layer's mean output, shape (channels,), of the quantized network or of the float one."""
     means = {}
-    for layer in wrapped.module.layers():
+    for layer in wrapped.module.quantized_layers():
         layer.recorder = lambda layer, _, y: (
             means.update({layer: y.transpose(0, layer.operation.channel_axis).flatten(1).mean(1)}) or y
         )
     with torch.no_grad():
         (wrapped if quantized else wrapped.module.run_float)(x)
-    for layer in wrapped.module.layers():
+    for layer in wrapped.module.quantized_layers():
         layer.recorder = None
     return means
 
@@ -31,7 +31,7 @@ def layer_means(wrapped, x, quantized):
 def mean_errors(wrapped, x):
     """Each layer's mean error, in the order of the data."""
     expected, found = layer_means(wrapped, x, quantized=False), layer_means(wrapped, x, quantized=True)
-    return [(found[layer] - expected[layer]).abs() for layer in wrapped.module.layers()]
+    return [(found[layer] - expected[layer]).abs() for layer in wrapped.module.quantized_layers()]
 
 
 # ---- one layer, in closed form
@@ -53,7 +53,7 @@ ONE = {
 def mean_error(module, x, preset=COARSE, activation=None):
     """Mean of the float output minus mean of the quantized one, for each channel, before any move."""
     wrapped = edgeq.PTCFxModule(nn.Sequential(copy.deepcopy(module)), preset, bias_calibration_factor=0).calibrate([x])
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     with torch.no_grad():
         error = module(x) - layer.simulated(layer.site.source(x))
     return error.movedim(layer.operation.channel_axis, 0).flatten(1).mean(1)
@@ -72,7 +72,7 @@ def test_the_bias_moves_by_the_factors_share_of_the_mean_error(name, factor, ste
     wrapped = edgeq.PTCFxModule(model, COARSE, bias_calibration_factor=factor).calibrate([x] * steps)
     move = (1 - (1 - factor) ** steps) * error
     assert torch.allclose(module.bias, before + move, atol=2e-5)
-    assert torch.allclose(wrapped.module.layers()[0].bias_shift, move, atol=2e-5)
+    assert torch.allclose(wrapped.module.quantized_layers()[0].bias_shift, move, atol=2e-5)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -87,7 +87,7 @@ def test_behind_a_batch_norm_the_deployed_bias_moves(affine):
     moved, other = (norm.bias, conv.bias) if affine else (conv.bias, norm.bias)
     assert other is None
     assert moved.detach().abs().max() > 0.01
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     with torch.no_grad():
         found = layer.simulated(layer.site.source(x)).mean((0, 2, 3))
     assert torch.allclose(found, expected, atol=1e-3)
@@ -101,7 +101,7 @@ def test_images_of_unlike_sizes_move_it_by_their_mean():
     wrapped = edgeq.PTCFxModule(nn.Sequential(copy.deepcopy(module)), COARSE, bias_calibration_factor=0).calibrate(
         images
     )
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     with torch.no_grad():
         errors = [(module(x) - layer.simulated(layer.site.source(x))).mean((0, 2, 3)) for x in images]
     mean = torch.stack(errors).mean(0)
@@ -163,7 +163,7 @@ def test_no_layer_keeps_a_mean_error_where_it_was_measured(name, preset):
     before = mean_errors(edgeq.PTCFxModule(network(name), preset, bias_calibration_factor=0).calibrate(data), x)
     wrapped = edgeq.PTCFxModule(network(name), preset).calibrate(data)
     after = mean_errors(wrapped, x)
-    for layer, old, new in zip(wrapped.module.layers(), before, after, strict=True):
+    for layer, old, new in zip(wrapped.module.quantized_layers(), before, after, strict=True):
         assert new.mean() < old.mean()
         assert new.max() < 8 * layer.accumulator_scale.max()  # what the roundings of the biases before it leave
     assert sum(error.mean() for error in after) < 0.15 * sum(error.mean() for error in before)
@@ -194,7 +194,7 @@ def test_a_layer_is_measured_behind_corrected_ones():
     edgeq.PTCFxModule(model, COARSE).calibrate([x])
     moved = (second.bias - bias).detach()
     with torch.no_grad():
-        plain.module.layers()[0].bias.add_(wanted[0] - alone[0])  # by hand, the first layer only
+        plain.module.quantized_layers()[0].bias.add_(wanted[0] - alone[0])  # by hand, the first layer only
     behind = list(layer_means(plain, x, quantized=True).values())[1]
     assert torch.allclose(moved, wanted[1] - behind, atol=2e-3)
     assert (moved - (wanted[1] - alone[1])).abs().max() > 8e-3  # what it would be behind an uncorrected one
@@ -215,7 +215,7 @@ def test_layers_without_a_bias_and_with_a_shared_one_are_left_alone():
     wrapped = edgeq.PTCFxModule(model, COARSE).calibrate([x])
     changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
     assert changed == ["last.bias"]
-    errors = dict(zip((layer.site.name for layer in wrapped.module.layers()), mean_errors(wrapped, x), strict=True))
+    errors = dict(zip((layer.site.name for layer in wrapped.module.quantized_layers()), mean_errors(wrapped, x), strict=True))
     assert errors["last"].max() < 1e-3
 
 
@@ -223,7 +223,7 @@ def test_the_mean_of_a_channel_is_over_everything_else():
     torch.manual_seed(0)
     for make, shape in ONE.values():
         wrapped = edgeq.PTCFxModule(nn.Sequential(make()))
-        (layer,) = wrapped.module.layers()
+        (layer,) = wrapped.module.quantized_layers()
         output = layer.operation(torch.randn(shape), layer.weight, layer.bias).detach()
         others = [dim for dim in range(output.dim()) if dim != output.dim() + layer.operation.channel_axis]
         assert torch.allclose(channel_mean(layer, output), output.mean(others), atol=1e-5)

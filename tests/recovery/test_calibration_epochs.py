@@ -66,7 +66,7 @@ def test_it_leaves_modes_gradients_and_layers_as_they_were():
     wrapped.module.finish()
     assert wrapped.module.bn1.training
     assert wrapped.module.dropout.training
-    assert {layer.phase.value for layer in wrapped.module.layers()} == {"adapt"}
-    assert all(layer.recorder is None for layer in wrapped.module.layers())
+    assert {layer.phase.value for layer in wrapped.module.quantized_layers()} == {"adapt"}
+    assert all(layer.recorder is None for layer in wrapped.module.quantized_layers())
     assert all(torch.equal(value.grad, gradients[name]) for name, value in model.named_parameters())
     assert all(value.requires_grad for value in model.parameters())

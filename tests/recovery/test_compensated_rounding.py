@@ -165,7 +165,7 @@ def test_the_error_of_a_layers_output_is_a_fraction_of_that_of_nearest_rounding(
         weight = module.weight.detach().clone()
         options = {"inherits": preset} if isinstance(preset, str) else preset
         wrapped = edgeq.PTCFxModule(nn.Sequential(module), {**options, "recovery": recovery}).calibrate([x])
-        (layer,) = wrapped.module.layers()
+        (layer,) = wrapped.module.quantized_layers()
         with torch.no_grad():
             sums[len(recovery)] = float(
                 (layer.simulated(layer.site.source(x)) - wrapped.module.run_float(x)).square().mean()
@@ -220,7 +220,7 @@ def test_the_presets_of_coarse_weights_use_it():
 )
 def test_layers_that_it_does_not_know_round_to_nearest(make, shape):
     wrapped = edgeq.PTCFxModule(nn.Sequential(make()), "WC4_AT8").calibrate([torch.randn(shape)])
-    (layer,) = wrapped.module.layers()
+    (layer,) = wrapped.module.quantized_layers()
     assert not layer.weight_quantizer.offset.any()
     with torch.no_grad():
         scale = layer.weight_quantizer.scale.reshape(
