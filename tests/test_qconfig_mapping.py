@@ -96,7 +96,11 @@ def test_a_layer_gets_both_specs_of_its_preset_and_the_rest_the_global_ones():
     mapping = QConfigMapping().set_global("WC8_AT8").set_module_name("conv1", "WT8SYMP2_AT8SYMP2")
     module = prepare_fx(network("residual"), mapping).module
     own, rest = load_preset("WT8SYMP2_AT8SYMP2"), load_preset("WC8_AT8")
-    assert [layer.weight_quantizer.spec for layer in module.quantized_layers()] == [own.weight, rest.weight, rest.weight]
+    assert [layer.weight_quantizer.spec for layer in module.quantized_layers()] == [
+        own.weight,
+        rest.weight,
+        rest.weight,
+    ]
     specs = {tensor.name: tensor.spec for tensor in module.quantizers()}
     assert specs.pop("conv1") == own.activation
     assert set(specs.values()) == {rest.activation}

@@ -77,8 +77,10 @@ def _is_size(node: Any, root: nn.Module) -> bool:
     row = operator_of(node, module_of(node, root)).name
     if row == "size" or (row == "attribute" and node.args[1] in ("shape", "ndim")):
         return True
-    return node.op == "call_function" and bool(node.all_input_nodes) and all(
-        _is_size(source, root) for source in node.all_input_nodes
+    return (
+        node.op == "call_function"
+        and bool(node.all_input_nodes)
+        and all(_is_size(source, root) for source in node.all_input_nodes)
     )
 
 

@@ -128,7 +128,7 @@ def test_an_error_inside_of_the_network_shows_the_line_of_its_code():
     with pytest.raises(RuntimeError) as caught:
         wrapped.train()(images(4, 5))
     entry = next(e for e in caught.traceback if str(e.path).startswith("<edgeq program"))
-    assert "getattr(self, \"0\")" in str(entry.statement)
+    assert 'getattr(self, "0")' in str(entry.statement)
 
 
 def test_functions_are_pickled_by_the_name_that_they_are_imported_under():

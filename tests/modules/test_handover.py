@@ -125,7 +125,9 @@ def test_what_a_hook_changes_reaches_the_next_layer(which):
     with torch.no_grad():
         x = first(wrapped.module.quantization.tensors.input_1(IMAGE))
         x = getattr(x, MARK).scale * x
-        expected = wrapped.module.quantized_layers()[3](wrapped.module.quantized_layers()[2](second(more(x))).flatten(1))
+        expected = wrapped.module.quantized_layers()[3](
+            wrapped.module.quantized_layers()[2](second(more(x))).flatten(1)
+        )
     assert torch.equal(changed, expected)
     assert not torch.equal(changed, plain)
 
@@ -146,7 +148,9 @@ def test_copies_hand_over_within_themselves():
     expected = outputs(wrapped)
     assert twin.module.quantized_layers()[0].site.readers == [twin.module.quantized_layers()[1]]
     seen = []
-    twin.module.quantized_layers()[1].register_forward_hook(lambda _, args, output: seen.append(args[0].abs().max().item()))
+    twin.module.quantized_layers()[1].register_forward_hook(
+        lambda _, args, output: seen.append(args[0].abs().max().item())
+    )
     assert torch.equal(outputs(twin), expected)
     assert torch.equal(outputs(wrapped), expected)
     assert len(seen) == 1

@@ -139,4 +139,6 @@ def test_an_unchanged_layer_computes_its_integers_once():
     outputs(wrapped)
     kept = [layer._cache["exact"][2] for layer in wrapped.module.quantized_layers()]
     outputs(wrapped)
-    assert all(layer._cache["exact"][2] is old for layer, old in zip(wrapped.module.quantized_layers(), kept, strict=True))
+    assert all(
+        layer._cache["exact"][2] is old for layer, old in zip(wrapped.module.quantized_layers(), kept, strict=True)
+    )

@@ -215,7 +215,9 @@ def test_layers_without_a_bias_and_with_a_shared_one_are_left_alone():
     wrapped = edgeq.PTCFxModule(model, COARSE).calibrate([x])
     changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
     assert changed == ["last.bias"]
-    errors = dict(zip((layer.site.name for layer in wrapped.module.quantized_layers()), mean_errors(wrapped, x), strict=True))
+    errors = dict(
+        zip((layer.site.name for layer in wrapped.module.quantized_layers()), mean_errors(wrapped, x), strict=True)
+    )
     assert errors["last"].max() < 1e-3
 
 
