@@ -111,3 +111,18 @@ def test_inference_mode_works_in_training_and_evaluation():
     inferring.train()
     inferring(DATA[0])
     assert (int(seen), int(inferring.module.schedule.epoch)) == (4, 2)
+
+
+@pytest.mark.parametrize("preset", ["WC8_AT8", "WT8SYMP2_AT8SYMP2"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_with_gradients_gives_the_same_numbers_and_gradients_too(name, preset):
+    for seed in range(3):
+        wrapped = edgeq.PTCFxModule(network(name, seed), preset).calibrate(batches(2, seed))
+        image = batches(1, seed=seed + 50)[0].requires_grad_()
+        outputs = wrapped(image)
+        with torch.no_grad():
+            assert torch.equal(outputs, wrapped(image))
+        assert torch.equal(outputs, wrapped.convert()(image))
+        outputs.square().sum().backward()
+        assert float(image.grad.abs().sum()) > 0
+        assert [key for key, value in wrapped.named_parameters() if value.grad is None] == []

@@ -75,11 +75,18 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("bias_shift", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._may_be_exact():
-            return self._exact(x)
         if exporting():
             return self._export(x)
-        x = as_real(x)
+        if not self._may_be_exact():
+            return self._trained(as_real(x))
+        if not torch.is_grad_enabled():
+            return self._exact(x, nobody_looks(self, self.site.readers))
+        with torch.no_grad():
+            exact = self._exact(x, hand_over=False)
+        simulated = self._trained(x)
+        return kernel.Instead.apply(simulated, exact) if simulated.requires_grad else exact
+
+    def _trained(self, x: Tensor) -> Tensor:
         is_float = self.phase is Phase.FLOAT or self.phase is Phase.OBSERVE
         output = self._float(x) if is_float else self.simulated(x)
         if self.recorder is not None:
@@ -202,16 +209,16 @@ class QuantizedLayer(nn.Module):
         return self.site.target(output, self.site.floor, self.site.ceiling)
 
     def _may_be_exact(self) -> bool:
+        """In evaluation, with or without gradients; and in training where there are none."""
         return (
-            not exporting()
-            and self.phase is Phase.QUANTIZE
-            and not torch.is_grad_enabled()
+            self.phase is Phase.QUANTIZE
+            and not (self.training and torch.is_grad_enabled())
             and not self.norm_is_live
             and self.recorder is None
             and not torch.compiler.is_compiling()
         )
 
-    def _exact(self, x: Tensor) -> Tensor:
+    def _exact(self, x: Tensor, hand_over: bool) -> Tensor:
         site = self.site
         parameters, low, high = self._exact_parameters()
         accumulator = accumulate(self.operation, as_codes(x, site.source), parameters)
@@ -219,7 +226,7 @@ class QuantizedLayer(nn.Module):
             output = accumulator.mul_(parameters.factor)
             return clip(output, site.floor, site.ceiling, fresh=True).to(self.weight.dtype)
         rounding = site.target.spec.rounding
-        if nobody_looks(self, site.readers):
+        if hand_over:
             codes = kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding)
             return handed_over(codes, site.target)
         output = kernel.settle_accumulator(accumulator, parameters.factor, low, high, rounding, site.target.scale)

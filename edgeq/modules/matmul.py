@@ -36,10 +36,15 @@ class QuantizedMatmul(nn.Module):
         self.phase = Phase.FLOAT
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        if self.phase is Phase.QUANTIZE and not (
-            torch.is_grad_enabled() or torch.compiler.is_compiling() or exporting()
-        ):
-            return self._exact(left, right)
+        with_gradient = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+        trains = self.phase is not Phase.QUANTIZE or (self.training and with_gradient)
+        if trains or torch.compiler.is_compiling() or exporting():
+            return self._trained(left, right)
+        with torch.no_grad():
+            exact = self._exact(left, right)
+        return kernel.Instead.apply(self._trained(left, right), exact) if with_gradient else exact
+
+    def _trained(self, left: Tensor, right: Tensor) -> Tensor:
         product = torch.matmul(left, right)
         if self.site.target is None:
             return clip(product, self.site.floor, self.site.ceiling, fresh=True)
