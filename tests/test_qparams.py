@@ -103,13 +103,13 @@ def test_range_max_limits_a_range_and_leaves_smaller_ones():
 
 @pytest.mark.parametrize(
     ("sign", "expected"),
-    [(Sign.AUTO, [-4.0, 0.0]), (Sign.SIGNED, [-4.0, -4.0]), (Sign.UNSIGNED, [0.0, 0.0])],
+    [(Sign.AUTO, [-4.0, 0.0, 0.0]), (Sign.SIGNED, [-4.0, -4.0, -4.0]), (Sign.UNSIGNED, [0.0, 0.0, 0.0])],
 )
 def test_a_fixed_range_replaces_what_was_found(sign, expected):
     spec = TensorSpec(sign=sign, symmetric=True, fixed_range=4.0)
-    low, high = limit_range(spec, torch.tensor([-9.0, 1.0]), torch.tensor([3.0, 2.0]))
+    low, high = limit_range(spec, torch.tensor([-9.0, 0.0, 1.0]), torch.tensor([3.0, 9.0, 2.0]))
     assert low.tolist() == expected
-    assert high.tolist() == [4.0, 4.0]
+    assert high.tolist() == [4.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize("bits", [3, 4, 7, 8, 16])
