@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.arithmetic import bias_range, bias_scale, multiplier, smallest_weight_scale
+from edgeq.errors import TraceError
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
 from edgeq.modules.handover import as_codes, as_real, handed_over, nobody_looks
 from edgeq.modules.operation import Operation
@@ -75,6 +76,12 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("bias_shift", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.operation.function == "linear" and x.dim() > 2 and self.site.norm is not None:
+            raise TraceError(
+                f"The batch norm behind the linear layer {self.site.name!r} was taken for one over its features, but "
+                f"its input has {x.dim()} dimensions, {tuple(x.shape)}, so that it runs over dimension 1. Keep the norm "
+                "as it is: name it in `untraced`."
+            )
         if exporting():
             return self._export(x)
         if not self._may_be_exact():

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -154,4 +155,7 @@ def as_inputs(inputs: Any) -> tuple[Any, ...]:
         raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs are empty ({describe(inputs)}): there is nothing to compare the file on.")
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if any(leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()) for leaf in leaves):
+        raise ExportError("The inputs hold NaN or infinity, with which nothing can be compared. Give real data.")
     return inputs if isinstance(inputs, tuple) else (inputs,)

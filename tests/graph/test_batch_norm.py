@@ -119,13 +119,15 @@ def test_every_kind_of_layer_trains_before_its_norm_and_converts_exactly(make):
     assert_exact(wrapped.eval(), x)
 
 
-@pytest.mark.xfail(strict=True, reason="a graph does not tell a linear layer's rank: the norm is taken for features'")
-def test_a_norm_over_rows_as_many_as_features_is_not_folded():
+def test_a_norm_over_rows_as_many_as_features_is_refused_and_can_be_kept():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).train()
     x = images(2, 5, 4) + torch.arange(5)[:, None]
     for _ in range(50):
         model(x)
-    wrapped = edgeq.PTCFxModule(model.eval())
+    model.eval()
+    with pytest.raises(edgeq.SpecError, match=r"behind the linear layer '0'.*3 dimensions, \(2, 5, 4\).*untraced"):
+        edgeq.PTCFxModule(model, example_inputs=x)
+    wrapped = edgeq.PTCFxModule(model, untraced=["1"])
     with torch.no_grad():
         assert torch.allclose(wrapped.module.run_float(x), model(x), atol=1e-3)
