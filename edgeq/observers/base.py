@@ -36,8 +36,8 @@ class Observer(Float32State):
         self.spec, self.channels, self.axis = spec, channels, axis
         shape = () if channels is None else (channels,)
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("low", torch.zeros(shape))
-        self.register_buffer("high", torch.zeros(shape))
+        self.register_buffer("low", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("high", torch.zeros(shape, dtype=torch.float32))
 
     @torch.no_grad()
     def observe(self, x: Tensor, floor: float | None = None, ceiling: float | None = None) -> None:

@@ -31,7 +31,7 @@ class HistogramObserver(Observer):
 
     def __init__(self, spec: TensorSpec, channels: int | None = None, axis: int | None = None) -> None:
         super().__init__(spec, channels, axis)
-        self.register_buffer("counts", torch.zeros(BINS))
+        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float32))
         self.register_buffer("exponent", torch.full((), -120, dtype=torch.int32))
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:

@@ -38,7 +38,7 @@ class WeightQuantizer(Float32State):
         self.observer = OBSERVERS[observer.name](
             spec, channels if per_channel else None, axis if per_channel else None, **dict(observer.options)
         )
-        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("offset", None if offset_shape is None else torch.zeros(offset_shape, dtype=torch.int8))
         self.codes_min, self.codes_max = spec.codes(signed=True)
 

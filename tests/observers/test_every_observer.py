@@ -61,6 +61,23 @@ def test_casting_leaves_the_state_in_float32_and_half_precision_data_is_taken(na
     assert same(observer, shown(name, normal(500), x.float()))
 
 
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64_by_default")
+@every
+def test_torchs_default_type_changes_nothing(name):
+    x = torch.linspace(-1.0, 3.0, 101)
+    observer = shown(name, x, 2 * x)
+    assert {v.dtype for v in observer.buffers()} <= {torch.float32, torch.int32, torch.int64}
+    torch.set_default_dtype(torch.float32)
+    assert same(observer, shown(name, x, 2 * x))
+
+
 @every
 def test_a_copy_and_a_restored_state_go_on_alike(name):
     observer = shown(name, normal(500), 3 * normal(500, seed=1))

@@ -80,7 +80,9 @@ def test_a_channel_of_zeros_has_a_scale_and_stays_zero():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_are_rounded_in_float32(dtype):
     weight = normal(4, 50).to(dtype)
+    torch.set_default_dtype(torch.float64)
     made = quantizer(weight)
+    torch.set_default_dtype(torch.float32)
     assert made.scale.dtype is torch.float32
     assert made(weight).dtype is dtype
     assert torch.equal(made(weight), definition(made, weight.float()).to(dtype))
