@@ -79,8 +79,8 @@ class QuantizedLayer(nn.Module):
         if self.operation.function == "linear" and x.dim() > 2 and self.site.norm is not None:
             raise TraceError(
                 f"The batch norm behind the linear layer {self.site.name!r} was taken for one over its features, but "
-                f"its input has {x.dim()} dimensions, {tuple(x.shape)}, so that it runs over dimension 1. Keep the norm "
-                "as it is: name it in `untraced`."
+                f"its input has {x.dim()} dimensions, {tuple(x.shape)}, so that it runs over dimension 1. Keep the "
+                "norm in float: a rule of the preset with its name and `quantize = false`."
             )
         if exporting():
             return self._export(x)

@@ -18,7 +18,7 @@ from edgeq.modules.operation import Operation
 
 SIGN_BIT = 128  # the kernels want unsigned codes: signed ones, and their zero point, 128 greater
 SHAPES = 4  # of inputs that a weight is kept packed for
-RESIDENT = 1 << 19  # sums that stay in the second-level cache until they are requantized; 2 MiB of float32
+RESIDENT = 1 << 20  # sums that stay in the caches until they are requantized; 4 MiB of float32
 FINEST_STEP = 2.0**-15  # of a sum, in output codes, at which adding an output zero point still is exact
 
 

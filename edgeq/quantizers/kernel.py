@@ -139,11 +139,11 @@ def encode(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, ro
     codes = torch.empty_like(x, dtype=zero_point.dtype)
     zero = int(zero_point)
     for source, target in blocks(x, codes):
-        _store(torch.div(source.to(torch.float32), scale), zero, low, high, rounding, target)
+        store(torch.div(source.to(torch.float32), scale), zero, low, high, rounding, target)
     return codes
 
 
-def _store(block: Tensor, zero: int, low: int, high: int, rounding: Rounding, target: Tensor) -> None:
+def store(block: Tensor, zero: int, low: int, high: int, rounding: Rounding, target: Tensor) -> None:
     """Rounds real codes, in place, and stores them as integers."""
     if rounding is not Rounding.HALF_EVEN:
         target.copy_(round_to_integer(block, rounding).add_(zero).clamp_(low, high))
@@ -191,7 +191,7 @@ def encode_accumulator(
     codes = torch.empty_like(accumulator, dtype=zero_point.dtype) if codes is None else codes
     zero = int(zero_point)
     for part, target in zip(_slices(accumulator, factor), _slices(codes, factor), strict=True):
-        _store(part.mul_(factor), zero, low, high, rounding, target)
+        store(part.mul_(factor), zero, low, high, rounding, target)
     return codes
 
 
