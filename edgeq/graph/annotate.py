@@ -183,6 +183,7 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
         return node
 
     producers: set[fx.Node] = set()
+    known: dict[fx.Node, tuple[float, float] | None] = {}  # the ranges of groups that are known beforehand
     tails = {chain.tail for chain in annotation.chains.values()}
     for node in graph.nodes:
         if node not in quantized:
@@ -192,7 +193,11 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
             continue
         module = module_of(node, root)
         sources = [source for source in data_inputs(node, module) if source in quantized]
-        if behaviour_of(node, module) is Behaviour.FIXED or not sources:
+        is_fixed = behaviour_of(node, module) is Behaviour.FIXED
+        if is_fixed:
+            known[node] = operator_of(node, module).range
+        # A known range is not given up for a concatenation with others: runtimes compute a softmax for it alone.
+        if is_fixed or not sources or len({known.get(find(source)) for source in sources}) > 1:
             producers.add(node)
             continue
         for source in sources:
