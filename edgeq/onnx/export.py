@@ -86,7 +86,7 @@ def export(
     captured = capture(network, inputs, opset, dynamic_batch, input_names, output_names)
     model = finish(captured)
     if format == "integer":
-        model = to_integer(model)
+        model = to_integer(model, network.backend.rounding)
     common.ShapeInferencePass()(model)
     _describe(model, network, format)
     proto = ir.to_proto(model)

@@ -14,8 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from edgeq.arithmetic import Rounding
 from edgeq.onnx.finish import LINEARS
 from edgeq.onnx.graphs import Array, add_initializer, constant_of, maker, numbers_of, operand, optional, readers, text
+from edgeq.onnx.rounding import Chain, requantize
 
 MOVERS = {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth"}
 MOVERS |= {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
@@ -24,15 +26,22 @@ SHIFT = 128
 Bounds = tuple[float | None, float | None]
 
 
-def to_integer(model: ir.Model) -> ir.Model:
-    """Rewrites a finished QDQ model in place. Raises ExportError for a bound that cannot be read: to leave it
-    out would give a file that checks and computes something else.
+def to_integer(model: ir.Model, rounding: Rounding = Rounding.HALF_EVEN) -> ir.Model:
+    """Rewrites a finished QDQ model in place. A `rounding` other than that of ONNX is written out. Raises
+    ExportError for a bound that cannot be read: to leave it out would give a file that checks and computes something
+    else.
     """
     graph = model.graph
     unsigned_activations(graph)
     for node in list(graph):
         if node.op_type == "QuantizeLinear":
-            _rewrite(graph, node)
+            _rewrite(graph, node, rounding)
+    if rounding is not Rounding.HALF_EVEN:
+        for node in list(graph):
+            if node.op_type == "QuantizeLinear":
+                chain = Chain(graph, f"{_prefix(node)}/scaled", operand(node, 0))
+                chain.add("Div", operand(node, 1))
+                _put(graph, node, requantize(chain, node, rounding), (None, None))
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     return model
@@ -89,15 +98,15 @@ class Codes(NamedTuple):
         return None if node is None else cls(*(operand(node, position) for position in range(3)))
 
 
-def _rewrite(graph: ir.Graph, quantizer: ir.Node) -> None:
+def _rewrite(graph: ir.Graph, quantizer: ir.Node, rounding: Rounding) -> None:
     """Replaces the float operation in front of a QuantizeLinear where an integer one does the same."""
     head, bounds = _through_clips(quantizer)
     if head is None:
         return
     if head.op_type == "Conv":
-        _convolution(graph, head, quantizer, bounds)
+        _convolution(graph, head, quantizer, bounds, rounding)
     elif head.op_type in ("Gemm", "MatMul", "Add"):
-        _product(graph, head, quantizer, bounds)
+        _product(graph, head, quantizer, bounds, rounding)
     elif head.op_type in MOVERS and bounds == (None, None):
         _mover(graph, quantizer)
 
@@ -153,11 +162,22 @@ def _prefix(quantizer: ir.Node) -> str:
     return text(quantizer).removesuffix("/QuantizeLinear")
 
 
-def _convolution(graph: ir.Graph, conv: ir.Node, quantizer: ir.Node, bounds: Bounds) -> None:
+def _convolution(graph: ir.Graph, conv: ir.Node, quantizer: ir.Node, bounds: Bounds, rounding: Rounding) -> None:
     x, weight = Codes.behind(optional(conv, 0)), Codes.behind(optional(conv, 1))
     bias = optional(conv, 2)
     bias_codes = Codes.behind(bias)
     if x is None or weight is None or (bias is not None and bias_codes is None):
+        return
+    if rounding is not Rounding.HALF_EVEN:
+        chain = Chain(graph, _prefix(quantizer), x.codes)
+        zero = chain.constant("weight_zero_point", 0, numbers_of(weight.codes).dtype)
+        chain.add("ConvInteger", weight.codes, x.zero_point, zero, **dict(conv.attributes))
+        shape = [-1] + [1] * (numbers_of(weight.codes).ndim - 2)
+        if bias_codes is not None:
+            chain.add("Add", chain.constant("bias", numbers_of(bias_codes.codes).reshape(shape), np.int32))
+        factor = numbers_of(x.scale) * numbers_of(weight.scale) / numbers_of(operand(quantizer, 1))
+        _scaled(chain, factor if factor.ndim == 0 else factor.reshape(shape))
+        _put(graph, quantizer, requantize(chain, quantizer, rounding), bounds)
         return
     inputs = [*x, weight.codes, weight.scale, weight.zero_point, *quantizer.inputs[1:]]
     inputs += [] if bias_codes is None else [bias_codes.codes]
@@ -165,7 +185,13 @@ def _convolution(graph: ir.Graph, conv: ir.Node, quantizer: ir.Node, bounds: Bou
     _put(graph, quantizer, [ir.node("QLinearConv", inputs, attributes=dict(conv.attributes), name=name)], bounds)
 
 
-def _product(graph: ir.Graph, head: ir.Node, quantizer: ir.Node, bounds: Bounds) -> None:
+def _scaled(chain: Chain, factor: Array) -> None:
+    """Integer sums as real codes, in float32 throughout."""
+    chain.add("Cast", to=ir.DataType.FLOAT)
+    chain.add("Mul", chain.constant("factor", factor))
+
+
+def _product(graph: ir.Graph, head: ir.Node, quantizer: ir.Node, bounds: Bounds, rounding: Rounding) -> None:
     """A linear layer (Gemm, or MatMul and Add) or a product of two activations (MatMul)."""
     product, bias = _product_and_bias(head)
     left, right = (Codes.behind(optional(product, position)) for position in (0, 1)) if product else (None, None)
@@ -173,7 +199,12 @@ def _product(graph: ir.Graph, head: ir.Node, quantizer: ir.Node, bounds: Bounds)
         return
     weight = constant_of(right.codes)
     if weight is None:
-        if head is product and bias is None:
+        if head is product and bias is None and rounding is not Rounding.HALF_EVEN:
+            chain = Chain(graph, _prefix(quantizer), left.codes)
+            chain.add("MatMulInteger", right.codes, left.zero_point, right.zero_point)
+            _scaled(chain, numbers_of(left.scale) * numbers_of(right.scale) / numbers_of(operand(quantizer, 1)))
+            _put(graph, quantizer, requantize(chain, quantizer, rounding), bounds)
+        elif head is product and bias is None:
             name = f"{_prefix(quantizer)}/QLinearMatMul"
             _put(
                 graph, quantizer, [ir.node("QLinearMatMul", [*left, *right, *quantizer.inputs[1:]], name=name)], bounds
@@ -181,7 +212,7 @@ def _product(graph: ir.Graph, head: ir.Node, quantizer: ir.Node, bounds: Bounds)
         return
     if "transB" in product.attributes and product.attributes["transB"].as_int():
         weight = np.ascontiguousarray(weight.T)
-    _linear(graph, quantizer, left, weight, numbers_of(right.scale), bias, bounds)
+    _linear(graph, quantizer, left, weight, numbers_of(right.scale), bias, bounds, rounding)
 
 
 def _product_and_bias(head: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
@@ -209,24 +240,25 @@ def _linear(
     weight_scale: Array,
     bias: ir.Value | None,
     bounds: Bounds,
+    rounding: Rounding,
 ) -> None:
     """MatMulInteger, Add of the integer bias, and requantization: Cast, Mul by one factor, QuantizeLinear of
     scale one, which rounds and saturates.
     """
     prefix = _prefix(quantizer)
     factor = numbers_of(x.scale) * weight_scale / numbers_of(operand(quantizer, 1))  # float32 throughout
-    codes = add_initializer(graph, f"{prefix}.weight_integer", weight)
-    zero = add_initializer(graph, f"{prefix}.weight_integer_zero_point", np.zeros((), weight.dtype))
-    nodes = [ir.node("MatMulInteger", [x.codes, codes, x.zero_point, zero], name=f"{prefix}/MatMulInteger")]
+    chain = Chain(graph, prefix, x.codes)
+    codes = chain.constant("weight_integer", weight, weight.dtype)
+    chain.add("MatMulInteger", codes, x.zero_point, chain.constant("weight_integer_zero_point", 0, weight.dtype))
     if bias is not None:
-        nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=f"{prefix}/Add"))
-    nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], attributes={"to": ir.DataType.FLOAT}, name=f"{prefix}/Cast"))
-    scale = add_initializer(graph, f"{prefix}.factor", np.asarray(factor, np.float32))
-    nodes.append(ir.node("Mul", [nodes[-1].outputs[0], scale], name=f"{prefix}/Mul"))
-    one = add_initializer(graph, f"{prefix}.one", np.ones((), np.float32))
-    inputs = [nodes[-1].outputs[0], one, operand(quantizer, 2)]
-    nodes.append(ir.node("QuantizeLinear", inputs, name=f"{prefix}/Requantize"))
-    _put(graph, quantizer, nodes, bounds)
+        chain.add("Add", bias)
+    _scaled(chain, factor)
+    if rounding is not Rounding.HALF_EVEN:
+        _put(graph, quantizer, requantize(chain, quantizer, rounding), bounds)
+        return
+    chain.add("QuantizeLinear", chain.constant("one", 1), operand(quantizer, 2))
+    chain.nodes[-1].name = f"{prefix}/Requantize"
+    _put(graph, quantizer, chain.nodes, bounds)
 
 
 def _mover(graph: ir.Graph, quantizer: ir.Node) -> None:

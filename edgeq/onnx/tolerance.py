@@ -23,6 +23,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(0, 0.0)
+OTHERWISE = Tolerance(1, 1.0)  # a backend's own rounding, where the file can only say half to even
 ROUNDED = Tolerance(1, 0.0002)  # ties that fall the other way in another order of float operations
 
 # What comes out may differ by this share of its greatest number, if float operations follow the last integers.

@@ -20,14 +20,16 @@ from onnx import helper
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from edgeq.arithmetic import Rounding
 from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.modules.integer import IntegerLayer
 from edgeq.onnx.capture import tensor_names
 from edgeq.onnx.session import Runtime
-from edgeq.onnx.tolerance import OUTPUT_ERROR, Tolerance, cause_of, tolerance_of
+from edgeq.onnx.tolerance import OTHERWISE, OUTPUT_ERROR, Tolerance, cause_of, tolerance_of
 
 BATCH = 64
+HALF_EVEN_ONLY = ("QuantizeLinear", "QLinearConv", "QLinearMatMul")
 
 
 @dataclass
@@ -102,6 +104,8 @@ class Parity:
     def cause(self) -> str | None:
         """Why the first tensor that differs does, as far as it is known."""
         first = self.first_divergence
+        if first is not None and first.tolerance is OTHERWISE:
+            return "the backend rounds otherwise than ONNX"
         return None if first is None else cause_of(first.operation, self.runtime)
 
     def __str__(self) -> str:
@@ -172,7 +176,12 @@ class _Comparison:
             key: TensorParity(name, operations[key], tolerance_of(operations[key], network.qconfig))
             for key, name in names.items()
         }
+        rounding = network.backend.rounding
         self.parity = Parity("fused" if fused else "unfused", list(self.checks.values()))
+        if rounding is not Rounding.HALF_EVEN and any(node.op_type in HALF_EVEN_ONLY for node in model.graph.node):
+            self.parity.notes.append(f"the backend rounds {rounding.value}, these operators of ONNX half_even")
+            for check in self.checks.values():
+                check.tolerance = OTHERWISE if check.operation != "moved" else check.tolerance
         self.ours: list[Tensor] = []
         self.theirs: list[Tensor] = []
 

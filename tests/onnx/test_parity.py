@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import edgeq
 from edgeq import preset_names
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.quantizers.tensor import TensorQuantizer
-from tests.networks import NETWORKS, batches, network
+from tests.networks import NETWORKS, batches
 from tests.onnx.ort import (
     FREE,
     POWER_OF_TWO,
@@ -138,16 +137,3 @@ def test_other_weights_and_other_data_change_nothing(name, seed):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_hundred_seeds_change_nothing(name, seed):
     network_equals_file(name, preset_names()[seed % 10], seed)
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="QLinearConv and QuantizeLinear round half to even whatever the backend says; an integer file that rounds "
-    "as the backend does needs the rounding written out",
-)
-def test_a_backend_that_rounds_half_up_does_so_in_the_integer_file_too():
-    backend = {"name": "half_up", "rounding": "half_up"}
-    wrapped = edgeq.PTCFxModule(network("residual"), "WT8SYMP2_AT8SYMP2", backend).calibrate(batches())
-    module, x = wrapped.convert(), image()
-    theirs = run(written(module, x, format="integer", verify=False), x, fused=False)
-    assert not any(steps.any() for steps in differences(codes_of(module, x), theirs).values())
