@@ -180,24 +180,25 @@ class QuantizedLayer(nn.Module):
         """The simulated output before the activation and the output's quantizer."""
         norm = self.site.norm
         if norm is not None and norm.training:
-            return norm(self.operation(x, self._raw_weight(norm_factor(norm)), self.bias))
+            return norm(self.operation(x, self._raw_weight(norm), self.bias))
         weight, bias = self.folded(self.weight, self.bias)
         if self.phase is Phase.ADAPT:
             self.refresh(weight, bias)
         return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
 
-    def _raw_weight(self, factor: Tensor) -> Tensor:
-        """The weight before a live batch norm of this factor, shape (channels,), rounded for it."""
+    def _raw_weight(self, norm: BatchNorm) -> Tensor:
+        """The weight before a live batch norm, rounded for it."""
         live_scale, self.live_scale = self.live_scale, None  # for one call
         operation, quantizer = self.operation, self.weight_quantizer
         if operation.transposed and operation.groups > 1:  # groups share scales, but not factors: row by row
             if self.phase is Phase.ADAPT:
                 quantizer.refresh(self.folded(self.weight, None)[0])
             rows = operation.rows(self.weight)
-            signed = raw_scale(operation.to_channels(quantizer.scale), factor, row_ends(rows, 0)).detach()
+            factor, scale = norm_factor(norm), operation.to_channels(quantizer.scale)
+            signed = raw_scale(scale, factor, row_ends(rows, 0)).detach()
             return operation.from_rows(quantizer.raw(rows, signed, axis=0), self.weight)
         if live_scale is None:
-            live_scale = quantizer.live_scale(self.weight, factor)
+            live_scale = quantizer.live_scale(self.weight, norm_factor(norm))
         return quantizer.raw(self.weight, live_scale)
 
     def _export(self, x: Tensor) -> Tensor:

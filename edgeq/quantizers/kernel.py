@@ -74,6 +74,9 @@ def snap(x: Tensor, grid: Grid, rounding: Rounding, overwrite: bool = False) -> 
         codes = round_to_integer(x.to(torch.float32) / grid.scale, rounding)
         return (torch.clamp(codes, grid.lower, grid.upper) * grid.scale).to(x.dtype)
     low, high = grid.lower.item(), grid.upper.item()
+    if x.numel() <= BLOCK and x.dtype is torch.float32:
+        y = torch.div(x, grid.scale, out=x if overwrite else None)
+        return settle(y, low, high, rounding).mul_(grid.scale)
     x = x if is_dense(x) else x.contiguous()
     y = x if overwrite else torch.empty_like(x)
     for source, target in blocks(x, y):

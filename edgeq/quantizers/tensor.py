@@ -69,11 +69,11 @@ class TensorQuantizer(Float32State):
             if self.phase is Phase.OBSERVE and self.observer is not None:
                 self.observer.observe(x.detach())
             return x
-        if exporting():
-            return self._export(x, floor, ceiling)
         if self.phase is Phase.ADAPT and self.observer is not None:
             self.observer.observe(x.detach(), floor, ceiling)
             self.refresh()
+        elif exporting():
+            return self._export(x, floor, ceiling)
         grid = kernel.grid_of(self.qparams, floor, ceiling, self.spec.rounding)
         return kernel.fake_quantize(x, grid, self.spec.rounding, floor, ceiling, overwrite=fresh)
 

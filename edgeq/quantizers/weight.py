@@ -13,6 +13,7 @@ from edgeq.observers.minmax import MinMaxObserver
 from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
 from edgeq.qparams import qparams_of_range
+from edgeq.quantizers.kernel import in_blocks
 from edgeq.spec import Granularity, Method, TensorSpec
 
 
@@ -85,7 +86,16 @@ class WeightQuantizer(Float32State):
         activation has to be divided by anything.
         """
         signed = along(live_scale, self.axis if axis is None else axis, weight.dim())
+        if not self._clips and weight.dtype is torch.float32 and in_blocks(weight):
+            return self._straight(weight, signed)
         return RoundWeight.apply(weight, signed, None, self.codes_min, self.codes_max, self._clips)
+
+    def _straight(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """`RoundWeight` where nothing clips, with the gradient of a copy: that costs half of one in Python."""
+        rounded = weight.clone()
+        with torch.no_grad():
+            rounded.div_(scale).round_().clamp_(self.codes_min, self.codes_max).mul_(scale)
+        return rounded
 
     @torch.no_grad()
     def live_scale(self, weight: Tensor, factor: Tensor) -> Tensor:
