@@ -51,6 +51,7 @@ def _operation(name: str, x: Tensor, scale: Tensor, zero_point: Tensor, axis: in
 def exporting() -> bool:
     """Whether an ONNX exporter, or torch.export, is reading the network right now."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        # What `torch.compiler.is_exporting` returns; the call itself is always true under Dynamo of PyTorch 2.11.
+        return bool(torch.compiler._is_exporting_flag)
     onnx = sys.modules.get("torch.onnx")
     return onnx is not None and onnx.is_in_onnx_export()

@@ -64,8 +64,25 @@ def fake_quantize(
     the grid was cut to would. `overwrite` allows `x` itself to take the result where no gradient is wanted.
     """
     if torch.is_grad_enabled() and x.requires_grad:
+        if torch.compiler.is_compiling():
+            low, high = gradient_bounds(grid, floor, ceiling)
+            return with_gradient_of(torch.clamp(x, low, high), snap(x.detach(), grid, rounding))
         return StraightThrough.apply(x, *grid, rounding, floor, ceiling)
     return snap(x, grid, rounding, overwrite)
+
+
+def gradient_bounds(grid: Grid, floor: float | None, ceiling: float | None) -> tuple[Tensor, Tensor]:
+    """Between what the gradient passes: half a step beyond the grid's ends, within the activation's bounds."""
+    low, high = (grid.lower - 0.5) * grid.scale, (grid.upper + 0.5) * grid.scale
+    low = low if floor is None else low.clamp(min=floor)
+    return low, high if ceiling is None else high.clamp(max=ceiling)
+
+
+def with_gradient_of(simulated: Tensor, exact: Tensor) -> Tensor:
+    """`exact`, bit for bit, with the gradient of `simulated`, in operations that any compiler can follow: PyTorch 2.11
+    compiles the backward of an autograd function into zeros.
+    """
+    return exact.detach() + (simulated - simulated.detach())
 
 
 def snap(x: Tensor, grid: Grid, rounding: Rounding, overwrite: bool = False) -> Tensor:
@@ -253,11 +270,9 @@ class StraightThrough(torch.autograd.Function):
         ceiling: float | None,
     ) -> Tensor:
         """`x` on the grid; keeps what the gradient needs."""
-        low, high = (lower - 0.5) * scale, (upper + 0.5) * scale
-        low = low if floor is None else low.clamp(min=floor)
-        high = high if ceiling is None else high.clamp(max=ceiling)
-        ctx.save_for_backward(x, low, high)
-        return snap(x, Grid(scale, lower, upper), rounding)
+        grid = Grid(scale, lower, upper)
+        ctx.save_for_backward(x, *gradient_bounds(grid, floor, ceiling))
+        return snap(x, grid, rounding)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

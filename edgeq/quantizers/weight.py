@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from edgeq.observers.minmax import MinMaxObserver
 from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
 from edgeq.qparams import qparams_of_range
-from edgeq.quantizers.kernel import in_blocks
+from edgeq.quantizers.kernel import in_blocks, with_gradient_of
 from edgeq.spec import Granularity, Method, TensorSpec
 
 
@@ -78,7 +76,7 @@ class WeightQuantizer(Float32State):
     def forward(self, weight: Tensor) -> Tensor:
         """The deployed weight as its codes keep it; the gradient is straight through inside of the range."""
         scale = along(self.scale, self.axis, weight.dim())
-        return RoundWeight.apply(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
+        return round_weight(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
 
     def raw(self, weight: Tensor, live_scale: Tensor, axis: int | None = None) -> Tensor:
         """The weight before a live batch norm, so rounded that the norm's `factor`, shape (channels,), turns it
@@ -86,16 +84,7 @@ class WeightQuantizer(Float32State):
         activation has to be divided by anything.
         """
         signed = along(live_scale, self.axis if axis is None else axis, weight.dim())
-        if not self._clips and weight.dtype is torch.float32 and in_blocks(weight):
-            return self._straight(weight, signed)
-        return RoundWeight.apply(weight, signed, None, self.codes_min, self.codes_max, self._clips)
-
-    def _straight(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """`RoundWeight` where nothing clips, with the gradient of a copy: that costs half of one in Python."""
-        rounded = weight.clone()
-        with torch.no_grad():
-            rounded.div_(scale).round_().clamp_(self.codes_min, self.codes_max).mul_(scale)
-        return rounded
+        return round_weight(weight, signed, None, self.codes_min, self.codes_max, self._clips)
 
     @torch.no_grad()
     def live_scale(self, weight: Tensor, factor: Tensor) -> Tensor:
@@ -143,29 +132,24 @@ def raw_scale(scale: Tensor, factor: Tensor, ends: Tensor) -> Tensor:
     return torch.where(factor < 0, -size, size)
 
 
-class RoundWeight(torch.autograd.Function):
+def round_weight(
+    weight: Tensor, scale: Tensor, offset: Tensor | None, codes_min: int, codes_max: int, clips: bool
+) -> Tensor:
     """``clamp(round(w / s) + offset) * s`` with the straight-through gradient: one inside of the codes' range,
     and everywhere when `clips` is false.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, offset: Tensor | None, codes_min: int, codes_max: int, clips: bool
-    ) -> Tensor:
-        """The rounded weight; keeps what the gradient needs."""
-        ctx.range = (codes_min - 0.5, codes_max + 0.5) if clips else None
-        if clips:
-            ctx.save_for_backward(weight, scale.clone())  # the next forward may move the scale before this backward
-        codes = torch.div(weight.to(torch.float32), scale).round_()
-        if offset is not None:
-            codes.add_(offset)
-        return codes.clamp_(codes_min, codes_max).mul_(scale).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        if ctx.range is not None:
-            weight, scale = ctx.saved_tensors
-            ratio = weight / scale
-            grad = grad * ((ratio > ctx.range[0]) & (ratio < ctx.range[1]))
-        return grad, None, None, None, None, None
+    if not clips and offset is None and weight.dtype is torch.float32 and in_blocks(weight):
+        rounded = weight.clone()  # its gradient is the one that is wanted
+        with torch.no_grad():
+            rounded.div_(scale).round_().clamp_(codes_min, codes_max).mul_(scale)
+        return rounded
+    with torch.no_grad():
+        ratio = weight.to(torch.float32) / scale
+        codes = torch.round(ratio) if offset is None else torch.round(ratio) + offset
+        rounded = (codes.clamp_(codes_min, codes_max) * scale).to(weight.dtype)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return rounded
+    if clips:
+        inside = (ratio > codes_min - 0.5) & (ratio < codes_max + 0.5)
+        weight = torch.where(inside, weight, weight.detach())
+    return with_gradient_of(weight, rounded)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from edgeq.arithmetic import Rounding
 from edgeq.qparams import QParams
 from edgeq.quantizers import kernel
-from edgeq.quantizers.weight import RoundWeight
+from edgeq.quantizers.weight import round_weight
 from tests.quantizers.layouts import LAYOUTS, normal
 from tests.strategies import roundings, tensors
 
@@ -87,7 +87,7 @@ def test_what_is_kept_for_the_gradient_does_not_follow_a_scale_that_moves():
 @pytest.mark.parametrize(("scale", "inside"), [(0.25, [0, 1, 1, 1, 1, 0, 0, 0]), (-0.25, [0, 0, 0, 1, 1, 1, 1, 0])])
 def test_a_weight_gets_the_gradient_of_the_clamp_also_at_a_signed_scale(scale, inside):
     weight = torch.tensor([[-2.2, -2.1, -1.9, 0.0, 1.8, 1.9, 2.1, 2.2]], requires_grad=True)  # -8.5 steps are 2.125
-    y = RoundWeight.apply(weight, torch.tensor([[scale]]), None, -8, 7, True)
+    y = round_weight(weight, torch.tensor([[scale]]), None, -8, 7, True)
     y.sum().backward()
     assert weight.grad.tolist() == [inside]
     assert torch.equal(y, (weight / scale).round().clamp(-8, 7) * scale)
@@ -96,5 +96,5 @@ def test_a_weight_gets_the_gradient_of_the_clamp_also_at_a_signed_scale(scale, i
 def test_a_weight_that_cannot_clip_gets_the_whole_gradient():
     weight = normal(3, 5).requires_grad_()
     upstream = normal(3, 5, seed=1)
-    RoundWeight.apply(weight, torch.tensor(0.01), None, -8, 7, False).backward(upstream)
+    round_weight(weight, torch.tensor(0.01), None, -8, 7, False).backward(upstream)
     assert torch.equal(weight.grad, upstream)
