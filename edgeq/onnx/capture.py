@@ -67,6 +67,7 @@ def capture(
     results = [f"output_{name}" if name in inputs_named else name for name in _result_names(example)]
     outputs_named = _names(output_names, results, "output_names")
     _require_distinct([*inputs_named, *outputs_named])
+    inputs = _take_tensors_only(program, inputs)
     _return_tensors_too(program, tensors)
     exporter = _torchscript if opset <= TORCHSCRIPT_UP_TO else _dynamo
     names = [*outputs_named, *(f"{name}__codes" for name in tensors)]
@@ -142,6 +143,36 @@ def _require_distinct(names: list[str]) -> None:
         raise ExportError(
             f"Inputs and outputs are called {names}: {wrong} must each be one tensor's own, and not empty."
         )
+
+
+def _take_tensors_only(program: Program, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Gives every tensor inside of a dict, list or tuple an input of its own, and returns the inputs to match:
+    exporters take a dict that comes last for keyword arguments.
+    """
+    graph = program.fx_graph
+    flat: list[Any] = []
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for placeholder, value in zip(placeholders, inputs, strict=False):
+        if not isinstance(value, dict | list | tuple):
+            flat.append(value)
+            continue
+
+        def own_input(leaf: Any, before: fx.Node = placeholder) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            flat.append(leaf)
+            with graph.inserting_before(before):
+                return graph.placeholder(f"{before.name}_item_{len(flat)}")
+
+        container = pytree.tree_map(own_input, value)
+        for user in list(placeholder.users):
+            user.args, user.kwargs = (
+                fx.node.map_arg(given, lambda node: container if node is placeholder else node)  # noqa: B023
+                for given in (user.args, user.kwargs)
+            )
+        graph.erase_node(placeholder)
+    program.compile_graph()
+    return tuple(flat)
 
 
 def _return_tensors_too(program: Program, tensors: tuple[str, ...]) -> None:

@@ -69,11 +69,6 @@ class DictInput(Model):
         return self.a(batch["left"]) + self.b(batch["right"])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the quantizer of an input stands behind the placeholder, which is the dict: the tensors in it, taken out "
-    "by getitem, are never quantized, and conversion finds no range",
-)
 @both_exporters
 def test_tensors_inside_of_a_dict_are_inputs_named_after_it_and_their_key(opset):
     batch = {"left": image(), "right": image(seed=3)}
