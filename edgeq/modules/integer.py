@@ -23,13 +23,13 @@ from edgeq.quantizers.tensor import clip
 
 
 class IntegerParameters(NamedTuple):
-    """A layer for the integer kernels of the host, and the factor of each output channel; `fused` when the kernel
-    itself makes codes of the sums.
+    """A layer for the integer kernels of the host, and the factor of each output channel. Where the kernel itself can
+    make codes of the sums, `fused_zero` is the zero point of the output as an unsigned code.
     """
 
     kernel: onednn.IntegerKernel
     factor: Tensor
-    fused: bool
+    fused_zero: int | None
 
 
 def _read_buffers(module: IntegerLayer, _: Any) -> None:
@@ -111,13 +111,12 @@ class IntegerLayer(Float32State):
         return output if batched else output.squeeze(0)
 
     def _requantized(self, codes: Tensor, parameters: IntegerParameters) -> Tensor:
-        sums_of, factor, fused = parameters
+        sums_of, factor, fused_zero = parameters
         target = self.target
         if target is None:
             return clip(sums_of(codes).mul_(factor), self.floor, self.ceiling, fresh=True)
-        if fused:
-            zero = int(target.zero_point) + onednn.SIGN_BIT * (target.zero_point.dtype is torch.int8)
-            made = sums_of(codes, torch.uint8, zero)
+        if fused_zero is not None:
+            made = sums_of(codes, torch.uint8, fused_zero)
             return target.limit(onednn.signed(made) if target.zero_point.dtype is torch.int8 else made)
         shape = sums_of.outputs(codes)
         layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -152,7 +151,10 @@ class IntegerLayer(Float32State):
         half_even = target is not None and target.rounding is Rounding.HALF_EVEN
         fused = half_even and target is not None and onednn.fused_is_exact(each, target.zero_point)
         kernel = onednn.IntegerKernel(operation, self.weight, bias, self.source.zero_point, each if fused else None)
-        return IntegerParameters(kernel, operation.spread(factor, weight), fused)
+        zero = None
+        if fused and target is not None:
+            zero = int(target.zero_point) + onednn.SIGN_BIT * (target.zero_point.dtype is torch.int8)
+        return IntegerParameters(kernel, operation.spread(factor, weight), zero)
 
     def _sums_fit(self, largest: Tensor, offset: Tensor, factor: Tensor) -> bool:
         """Whether sums of at most `largest`, the bias of at most `offset` included, can be handed over in float32:
