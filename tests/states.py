@@ -23,3 +23,15 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor
     optimizer.zero_grad()
     model(batch).float().square().mean().backward()
     optimizer.step()
+
+
+def run_epochs(wrapped: nn.Module, data: list[Tensor], epochs: int) -> None:
+    """So many epochs of training, or of calibration, over the batches of `data`."""
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
+    for _ in range(epochs):
+        wrapped.train()
+        for batch in data:
+            if wrapped.is_qat:
+                train_step(wrapped, optimizer, batch)
+            else:
+                wrapped(batch)

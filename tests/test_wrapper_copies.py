@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import edgeq
 from tests.networks import NETWORKS, batches, network
-from tests.states import changed, snapshot, train_step
+from tests.states import changed, run_epochs, snapshot, train_step
 
 DATA = batches(2)
 MOMENTS = ["wrapped", "in training", "evaluated", "frozen", "calibrated"]
@@ -45,15 +45,8 @@ COPIES = {
 
 def continued(wrapped):
     """The state after two more epochs and an evaluation, and what the network gives then."""
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
     torch.manual_seed(5)
-    for _ in range(2):
-        wrapped.train()
-        for batch in DATA:
-            if wrapped.is_qat:
-                train_step(wrapped, optimizer, batch)
-            else:
-                wrapped(batch)
+    run_epochs(wrapped, DATA, 2)
     wrapped.eval()
     return snapshot(wrapped), wrapped(DATA[0]).detach()
 

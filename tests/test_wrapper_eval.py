@@ -5,7 +5,7 @@ import torch
 
 import edgeq
 from tests.networks import NETWORKS, batches, network
-from tests.states import changed, snapshot, train_step
+from tests.states import changed, run_epochs, snapshot
 
 DATA = batches(2)
 
@@ -18,23 +18,12 @@ def training(name):
     return edgeq.QATFxModule(network(name), total_epochs=4)
 
 
-def run_epochs(wrapped, epochs):
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05)
-    for _ in range(epochs):
-        wrapped.train()
-        for batch in DATA:
-            if wrapped.is_qat:
-                train_step(wrapped, optimizer, batch)
-            else:
-                wrapped(batch)
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("wrap", [calibrating, training])
 @pytest.mark.parametrize("epochs", [0, 1, 2, 3, 4])
 def test_evaluation_changes_nothing_in_any_phase(name, wrap, epochs):
     wrapped = wrap(name)
-    run_epochs(wrapped, epochs)
+    run_epochs(wrapped, DATA, epochs)
     wrapped.eval()
     before, random = snapshot(wrapped), torch.get_rng_state()
     outputs = [wrapped(100 * batch) for batch in DATA]  # far outside of the ranges
@@ -62,7 +51,7 @@ def test_eval_of_the_module_is_eval_of_the_wrapper():
     one, other = training("residual"), training("residual")
     for wrapped in (one, other):
         torch.manual_seed(0)
-        run_epochs(wrapped, 1)
+        run_epochs(wrapped, DATA, 1)
     one.eval()
     other.module.eval()
     assert changed(snapshot(one), other) == []

@@ -20,7 +20,9 @@ from edgeq import arithmetic
 from edgeq.arithmetic import Rounding, dequantize
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import operator_of
+from edgeq.modules.pair import PAIRED
 from edgeq.qparams import QParams
+from edgeq.quantizers.kernel import grid_of
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import ScaleKind
 
@@ -108,17 +110,14 @@ class _Differing:
 
     def _of(self, out: QParams, pairing: Pairing) -> int:
         left, right = (out if q is self.target else q.qparams for q in (pairing.left, pairing.right))
-        low, high = out.quant_min, out.quant_max
-        if pairing.floor is not None:
-            low = torch.maximum(low, out.zero_point + torch.round(pairing.floor / out.scale).to(torch.int32))
-        if pairing.ceiling is not None:
-            high = torch.minimum(high, out.zero_point + torch.round(pairing.ceiling / out.scale).to(torch.int32))
+        low, high = (end + out.zero_point for end in grid_of(out, pairing.floor, pairing.ceiling)[1:])
         a = torch.arange(int(left.quant_min), int(left.quant_max) + 1, device=out.scale.device)[:, None]
         b = torch.arange(int(right.quant_min), int(right.quant_max) + 1, device=out.scale.device)[None]
-        operation, fused = FUSED[pairing.kind]
-        real = operation(dequantize(a, *left[:2]), dequantize(b, *right[:2]))
+        real = PAIRED[pairing.kind](dequantize(a, *left[:2]), dequantize(b, *right[:2]))
         codes = arithmetic.quantize(real, out.scale, out.zero_point, low, high)
-        others = [arithmetic.clamp(torch.round(value), low, high) for value in fused(a, b, left, right, out)]
+        others = [
+            arithmetic.clamp(torch.round(value), low, high) for value in FUSED[pairing.kind](a, b, left, right, out)
+        ]
         return int(torch.stack([other != codes for other in others]).any(0).sum())
 
 
@@ -138,7 +137,4 @@ def _fused_product(a: Tensor, b: Tensor, left: QParams, right: QParams, out: QPa
     return product * factor + out.zero_point, (product * factor.double() + out.zero_point).float()
 
 
-FUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[..., tuple[Tensor, ...]]]] = {
-    "add": (torch.add, _fused_sum),
-    "mul": (torch.mul, _fused_product),
-}
+FUSED: dict[str, Callable[..., tuple[Tensor, ...]]] = {"add": _fused_sum, "mul": _fused_product}

@@ -147,14 +147,18 @@ class IntegerLayer(Float32State):
         largest = largest_accumulator(operation, weight, *reach) + offset
         if not onednn.supports(operation, self.weight) or not self._sums_fit(largest, offset, each):
             return exact_parameters(operation, weight, bias, factor, *reach)
-        target = self.target
-        half_even = target is not None and target.rounding is Rounding.HALF_EVEN
-        fused = half_even and target is not None and onednn.fused_is_exact(each, target.zero_point)
-        kernel = onednn.IntegerKernel(operation, self.weight, bias, self.source.zero_point, each if fused else None)
-        zero = None
-        if fused and target is not None:
-            zero = int(target.zero_point) + onednn.SIGN_BIT * (target.zero_point.dtype is torch.int8)
+        zero = self._fused_zero(each)
+        scale = None if zero is None else each
+        kernel = onednn.IntegerKernel(operation, self.weight, bias, self.source.zero_point, scale)
         return IntegerParameters(kernel, operation.spread(factor, weight), zero)
+
+    def _fused_zero(self, factor: Tensor) -> int | None:
+        """The zero point of the output as an unsigned code, if the kernel's own requantization is exact."""
+        target = self.target
+        if target is None or target.rounding is not Rounding.HALF_EVEN:
+            return None
+        exact = onednn.fused_is_exact(factor, target.zero_point)
+        return onednn.unsigned_zero(target.zero_point) if exact else None
 
     def _sums_fit(self, largest: Tensor, offset: Tensor, factor: Tensor) -> bool:
         """Whether sums of at most `largest`, the bias of at most `offset` included, can be handed over in float32:

@@ -91,7 +91,7 @@ class QuantizedLayer(nn.Module):
         with torch.no_grad():
             exact = self._exact(x, hand_over=False)
         simulated = self._trained(x)
-        return kernel.Instead.apply(simulated, exact) if simulated.requires_grad else exact
+        return kernel.with_gradient_of(simulated, exact) if simulated.requires_grad else exact
 
     def _trained(self, x: Tensor) -> Tensor:
         is_float = self.phase is Phase.FLOAT or self.phase is Phase.OBSERVE

@@ -34,7 +34,7 @@ class IntegerKernel:
     ) -> None:
         channels = weight.shape[0]
         self.signed = zero_point.dtype is torch.int8
-        self.zero_point = int(zero_point) + SIGN_BIT * self.signed
+        self.zero_point = unsigned_zero(zero_point)
         self.scale = torch.ones(channels) if scale is None else scale
         self.zeros = torch.zeros(channels, dtype=torch.int8)
         self.bias = None if bias is None else bias.to(torch.float32) * self.scale
@@ -83,6 +83,11 @@ def _conv_arguments(operation: Operation, weight: Tensor) -> tuple[list[int], li
 
 def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else [int(item) for item in value]
+
+
+def unsigned_zero(zero_point: Tensor) -> int:
+    """The zero point of codes after `unsigned`; that of codes which are unsigned already stays."""
+    return int(zero_point) + SIGN_BIT * (zero_point.dtype is torch.int8)
 
 
 def unsigned(codes: Tensor) -> Tensor:

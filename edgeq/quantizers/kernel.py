@@ -241,20 +241,6 @@ def blocks(*tensors: Tensor) -> zip[tuple[Tensor, ...]]:
     return zip(*parts, strict=True)
 
 
-class Instead(torch.autograd.Function):
-    """`exact`, with the gradient of `simulated`: two ways to compute the same, of which one has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, simulated: Tensor, exact: Tensor) -> Tensor:
-        """`exact`."""
-        return exact
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient, handed on."""
-        return grads[0], None
-
-
 class StraightThrough(torch.autograd.Function):
     """Fake quantization with the straight-through gradient; saves its input, and nothing else of that size."""
 
