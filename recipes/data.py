@@ -49,10 +49,17 @@ def digits(batch: int = 64, calibration: int = 256) -> Images:
 
 
 def image_folder(
-    root: str | Path, size: int = 224, batch: int = 64, calibration: int = 256, workers: int = 2
+    root: str | Path,
+    size: int = 224,
+    batch: int = 64,
+    calibration: int = 256,
+    workers: int = 2,
+    crop: float = 0.5,
+    flip: bool = True,
 ) -> Images:
     """Images in `root`/train/<class>/ and `root`/test/<class>/ (or val), cropped to 3 x size x size and
-    normalized with ImageNet's statistics. Raises FileNotFoundError when a folder is missing.
+    normalized with ImageNet's statistics. Those for training show at least the part `crop` of their area, and half
+    of them mirrored if `flip`. Raises FileNotFoundError when a folder is missing.
     """
     import_torchvision()
     from torchvision import transforms
@@ -63,9 +70,8 @@ def image_folder(
     if test_folder is None or not (root / "train").is_dir():
         raise FileNotFoundError(f"{str(root)!r} needs the folders 'train' and one of {', '.join(TEST_FOLDERS)}.")
     finish = [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
-    augmented = transforms.Compose(
-        [transforms.RandomResizedCrop(size, scale=(0.5, 1.0)), transforms.RandomHorizontalFlip(), *finish]
-    )
+    mirrored = [transforms.RandomHorizontalFlip()] if flip else []
+    augmented = transforms.Compose([transforms.RandomResizedCrop(size, scale=(crop, 1.0)), *mirrored, *finish])
     plain = transforms.Compose([transforms.Resize(size + size // 8), transforms.CenterCrop(size), *finish])
     train, unchanged = ImageFolder(root / "train", augmented), ImageFolder(root / "train", plain)
     test = ImageFolder(test_folder, plain)
@@ -89,7 +95,9 @@ def _loaders(
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:calibration].tolist()
 
     def loader(dataset: Dataset[Any], **options: Any) -> DataLoader:
-        return DataLoader(dataset, batch, num_workers=workers, persistent_workers=workers > 0, **options)
+        # Workers start anew with each epoch: those that persist would go on with random numbers of their own, and
+        # a training that is resumed could not repeat them.
+        return DataLoader(dataset, batch, num_workers=workers, **options)
 
     shuffled = loader(train, shuffle=True, drop_last=size > batch)
     return Images(name, shuffled, loader(Subset(unchanged, chosen)), loader(test), classes)
