@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from edgeq.backends import BackendSpec, load_backend, settle
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.errors import CalibrationError, SpecError
+from edgeq.graph.arguments import as_call, describe
 from edgeq.graph.convert import ConvertedModule, convert
 from edgeq.graph.explain import explain
 from edgeq.graph.prepare import prepare
 from edgeq.graph.prepared import PreparedModule
-from edgeq.presets import load_preset
+from edgeq.presets import Preset, load_preset
 from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
-from edgeq.spec import QConfig
 
 if TYPE_CHECKING:
     from edgeq.onnx.export import ExportResult
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Preset = str | Path | Mapping[str, Any] | QConfig
 Backend = str | Path | Mapping[str, Any] | BackendSpec
 
 
@@ -117,7 +116,7 @@ class QuantizedWrapper(ExportingModule):
         qconfig = settle(load_preset(qconfig_type), spec)
         steps = () if self.is_qat else qconfig.recovery
         calibration = Calibration(float(factor), steps)
-        self.module = prepare(model, qconfig, spec, schedule, calibration, self.is_qat, untraced)
+        self.module = prepare(model, qconfig, spec, schedule, calibration, self.is_qat, untraced, example_inputs)
         self.training = model.training
         self.module.training = model.training
         self.module.apply_mode()
@@ -126,13 +125,12 @@ class QuantizedWrapper(ExportingModule):
 
     def _try(self, example_inputs: Any) -> None:
         """Runs the prepared network once, in float, so that what does not fit shows now and not in training."""
-        args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        args, kwargs = as_call(example_inputs, self.module.argument_names)
         try:
             with torch.no_grad():
-                self.module.run_float(*args)
+                self.module.run_float(*args, **kwargs)
         except Exception as error:
-            given = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in args]
-            raise SpecError(f"The model does not run on example_inputs, {given}: {error}") from error
+            raise SpecError(f"The model does not run on example_inputs, {describe(example_inputs)}: {error}") from error
 
     # ---- the schedule by hand
 

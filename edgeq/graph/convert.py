@@ -104,7 +104,8 @@ class _Converter:
     def _drop_unread(self) -> None:
         """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""
         for node in reversed(self.graph.nodes):
-            if not node.users and node.op not in ("placeholder", "output"):
+            checks = node.op == "call_function" and node.is_impure()  # an argument, say
+            if not node.users and node.op not in ("placeholder", "output") and not checks:
                 self.graph.erase_node(node)
                 self.operations.pop(node.name, None)
 

@@ -54,6 +54,11 @@ class Program(nn.Module):
         """The children, parameters and buffers without the program."""
         return self.__dict__["_tree"]
 
+    @property
+    def argument_names(self) -> list[str]:
+        """The names of the arguments that the graph takes, in order."""
+        return [str(node.target) for node in self.fx_graph.nodes if node.op == "placeholder"]
+
     def keep(self, **values: Any) -> None:
         """Sets attributes, whatever the user's children are called."""
         self.__dict__.update(values)

@@ -103,6 +103,16 @@ def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:
     return True
 
 
+def drop_unread(graph: fx.Graph) -> None:
+    """Erases calls of functions and methods, and attributes, that nothing reads: they would cost time and get
+    quantizers. Modules stay, since a batch norm's statistics may be all that is wanted of one. Nothing works in
+    place any more.
+    """
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "call_method", "get_attr") and not node.users and not node.is_impure():
+            graph.erase_node(node)
+
+
 def reshape_views(graph: fx.Graph) -> None:
     """Turns `view` into `reshape`, which gives the same numbers for any order of memory: edgeq evaluates
     convolutions with the channels last. And `x.mT` into a transpose, which exporters know.

@@ -11,6 +11,9 @@ import torch
 from torch import fx, nn
 
 from edgeq.errors import TraceError
+from edgeq.graph import attention, transformer_layers  # noqa: F401 - they register their decompositions
+from edgeq.graph.arguments import bound, call_arguments, require_default
+from edgeq.graph.decompose import FUNCTIONS, decomposition_of
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
@@ -44,22 +47,44 @@ class Proxy(fx.Proxy):
 class Tracer(fx.Tracer):
     """Symbolic tracing that remembers in which submodule each node was made, also when it fails."""
 
-    def __init__(self, leaves: Iterable[str | type[nn.Module]] = ()) -> None:
+    def __init__(self, leaves: Iterable[str | type[nn.Module]] = (), given: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.leaves = tuple(leaves)
+        self.given = given
         self.paths: list[str] = [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        named = any(
-            module_qualified_name == leaf if isinstance(leaf, str) else isinstance(m, leaf) for leaf in self.leaves
-        )
-        return named or isinstance(m, QuantStub | DeQuantStub) or super().is_leaf_module(m, module_qualified_name)
+        if self._is_named(m, module_qualified_name) or isinstance(m, QuantStub | DeQuantStub):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+    def _is_named(self, module: nn.Module, path: str) -> bool:
+        return any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in self.leaves)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.paths.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        self.paths.append(path)
+        decomposition = None if self._is_named(m, path) else decomposition_of(m)
+        if decomposition is not None:
+            result = decomposition(m, *args, **kwargs)
+        else:
+            result = super().call_module(m, forward, args, kwargs)
         self.paths.pop()  # not in a finally: after an error the path tells where it was
         return result
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        if kind == "call_function" and target in FUNCTIONS:
+            return FUNCTIONS[target](*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        def placeholder(name: str, default: tuple[Any, ...]) -> Any:
+            return self.create_proxy("placeholder", name, default, {})
+
+        args, kwargs, unused = call_arguments(self.root, self.given, placeholder)
+        for value, name, default in unused:
+            self.create_proxy("call_function", require_default, (value, name, default), {})
+        return lambda *values: root_fn(self.root, *values, **kwargs), args
 
     def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)
@@ -70,14 +95,15 @@ class Tracer(fx.Tracer):
         return node
 
 
-def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = ()) -> fx.Graph:
-    """The graph of `model` in evaluation mode, whose training flags are as before afterwards.
+def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), example_inputs: Any = None) -> fx.Graph:
+    """The graph of `model` in evaluation mode, whose training flags are as before afterwards. What `example_inputs`
+    hold are the inputs of the graph; without them, the arguments without a default.
 
     Raises TraceError, naming file, line and submodule, for a model that decides by the values of its tensors.
     """
     if isinstance(model, fx.GraphModule):
         return model.graph
-    tracer = Tracer(leaves)
+    tracer = Tracer(leaves, None if example_inputs is None else bound(model, example_inputs))
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -163,6 +163,11 @@ class OnCodes(nn.Module):
         super().__init__()
         self.on_codes, self.on_reals, self.codes, self.as_float = on_codes, on_reals, codes, as_float
 
+    def do(self, function: Callable[..., Any]) -> None:
+        """Does `function` from now on, to codes as well as to reals."""
+        del self.on_codes, self.on_reals  # modules, maybe, whose place a function cannot take
+        self.on_codes = self.on_reals = function
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if exporting():
             return self._map(self.on_reals(*self._map(args, self.codes.decode), **kwargs), self.codes.encode)

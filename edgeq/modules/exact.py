@@ -58,9 +58,10 @@ def exact_parameters(
 
 def fingerprint(tensors: Iterable[Tensor | None]) -> tuple[tuple[int, int, int], ...]:
     """What changes when one of `tensors` is written to or replaced, for as long as whoever keeps it keeps them
-    too: the memory and the id of a tensor that is gone go to the next one.
+    too: the memory and the id of a tensor that is gone go to the next one. A view, which is made anew at each look
+    at it, is known by the tensor that it is a view of.
     """
-    return tuple((id(x), x.data_ptr(), x._version) for x in tensors if x is not None)
+    return tuple((id(x if x._base is None else x._base), x.data_ptr(), x._version) for x in tensors if x is not None)
 
 
 def in_fast_layout(weight: Tensor) -> Tensor:

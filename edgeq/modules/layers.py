@@ -40,12 +40,16 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 
 @dataclass
 class Owner:
-    """The module, not owned here, whose attribute is a layer's weight, and the one whose attribute is its bias."""
+    """The module, not owned here, whose attribute is a layer's weight, and the one whose attribute is its bias.
+    `rows` are the ones that the layer has of an attribute that several share.
+    """
 
     module: nn.Module
     weight: str
     bias_module: nn.Module
     bias: str | None
+    rows: slice | None = None
+    bias_rows: slice | None = None
 
 
 class QuantizedReference(QuantizedLayer):
@@ -58,12 +62,14 @@ class QuantizedReference(QuantizedLayer):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The owner's, as it is now."""
-        return getattr(self.owner.module, self.owner.weight)
+        whole = getattr(self.owner.module, self.owner.weight)
+        return whole if self.owner.rows is None else whole[self.owner.rows]
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
         """The owner's, as it is now; None without one."""
-        return None if self.owner.bias is None else getattr(self.owner.bias_module, self.owner.bias)
+        whole = None if self.owner.bias is None else getattr(self.owner.bias_module, self.owner.bias)
+        return whole if whole is None or self.owner.bias_rows is None else whole[self.owner.bias_rows]
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import ExportError, suggestion
+from edgeq.graph.arguments import describe
 from edgeq.graph.convert import ConvertedModule
 from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
 from edgeq.onnx.integer import to_integer
 from edgeq.onnx.kernels import Kernels, kernels_of
-from edgeq.onnx.specialize import describe
 from edgeq.onnx.verify import Parity, compare
 from edgeq.version import __version__
 

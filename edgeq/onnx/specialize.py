@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeq.errors import ExportError
+from edgeq.graph.arguments import describe
 from edgeq.graph.movers import Method
 from edgeq.graph.program import Program
 from edgeq.modules.codes import OnCodes
@@ -70,12 +71,6 @@ def _run(program: Program, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
     return recorder.values
 
 
-def describe(inputs: Any) -> str:
-    """Types and shapes of inputs, for messages."""
-    leaves = torch.utils._pytree.tree_leaves(inputs)
-    return ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves)
-
-
 def _doubled(value: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, value)
 
@@ -100,5 +95,5 @@ def _fix_sizes(node: Any, program: Program, value: Any, other: Any) -> None:
     if shape.count(-1) > 1:
         return
     if isinstance(mover, OnCodes) and is_flatten:
-        mover.on_codes = mover.on_reals = Method("reshape")
+        mover.do(Method("reshape"))
     node.args, node.kwargs = (node.args[0], shape), {}

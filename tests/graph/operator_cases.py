@@ -45,7 +45,7 @@ class Network(nn.Module):
 class SelfAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2)
+        self.attention = nn.MultiheadAttention(6, 2, add_bias_kv=True)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         return self.attention(h, h, h)
@@ -238,7 +238,6 @@ CALLS: dict[tuple[str, int], list[Call]] = {
     ("embedding", 2): [
         lambda m, h: F.embedding(h.argmax(1), m.weights[0]) + 1, lambda m, h: F.embedding_bag(h.argmax(1)[0], m.weights[0]) + 1,
     ],
-    ("attention", 2): [lambda m, h: F.scaled_dot_product_attention(h, both(h), h)],
     ("attribute", 2): [lambda m, h: h.mT, lambda m, h: h[0, 0].T, lambda m, h: h.data],
     ("size", 2): [
         lambda m, h: (h, len(h.shape), torch.numel(h), h.size(1), h.dim(), h.numel(), h.ndimension(), h.stride(0), h.is_contiguous()),

@@ -1,0 +1,54 @@
+"""Modules and functions that PyTorch computes in one opaque call, written out in operations that are quantized.
+
+While a model is traced, a module whose forward is the one of a class in `MODULES`, or a call of a function in
+`FUNCTIONS`, is replaced by the function here. They compute over the module's own parameters, so that no key of
+its state dict changes. A further one registers itself with `decomposes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+MODULES: dict[type[nn.Module], Callable[..., Any]] = {}
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+REFUSALS: dict[type[nn.Module], Callable[[Any], bool]] = {}
+
+
+def decomposes(
+    *classes: type[nn.Module], unless: Callable[[Any], bool] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function of a module and its arguments for modules of `classes`, but not those that `unless` is
+    true for.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        MODULES.update(dict.fromkeys(classes, function))
+        if unless is not None:
+            REFUSALS.update(dict.fromkeys(classes, unless))
+        return function
+
+    return register
+
+
+def decomposition_of(module: nn.Module) -> Callable[..., Any] | None:
+    """What stands for the forward of `module`; None where it is traced, or called, as it is. A subclass with a
+    forward of its own is its own matter.
+    """
+    for cls in type(module).__mro__:
+        if cls in MODULES:
+            ours = type(module).forward is cls.forward and not (cls in REFUSALS and REFUSALS[cls](module))
+            return MODULES[cls] if ours else None
+    return None
+
+
+def replaces(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function that stands for calls of another one."""
+
+    def register(own: Callable[..., Any]) -> Callable[..., Any]:
+        FUNCTIONS[function] = own
+        return own
+
+    return register

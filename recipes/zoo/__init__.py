@@ -1,0 +1,1 @@
+"""Every network that common libraries have, through every stage: a table of verdicts."""

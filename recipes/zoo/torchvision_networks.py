@@ -1,0 +1,57 @@
+"""torchvision's networks with random weights, on inputs as small as they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recipes.torchvision_import import import_torchvision
+from recipes.zoo.stages import Subject
+
+CLASSIFIERS = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf"),
+    *("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0"),
+    *("squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16", "wide_resnet50_2"),
+)
+VIDEO = ("mc3_18", "mvit_v1_b", "mvit_v2_s", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
+SEGMENTATION = (*("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large"),)
+DETECTION = (
+    *("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"),
+    *("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"),
+    *("keypointrcnn_resnet50_fpn",),
+)
+FAMILIES = {
+    "torchvision classification": CLASSIFIERS,
+    "torchvision video": VIDEO,
+    "torchvision segmentation": SEGMENTATION,
+    "torchvision detection": DETECTION,
+}
+SIZES = {"alexnet": 96, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224, "vit_b_16": 64, "densenet121": 64}
+FRAMES = {"s3d": (16, 64), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
+OPTIONS: dict[str, dict[str, Any]] = {"vit_b_16": {"image_size": 64}}
+
+
+def subject(name: str, family: str) -> Subject:
+    """One of the networks above."""
+    if family.endswith("video"):
+        frames, size = FRAMES.get(name, (8, 64))
+        return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, frames, size, size),))
+    if family.endswith("detection"):
+        return Subject(name, family, lambda: _build(name), lambda: (_pictures(),))
+    size = SIZES.get(name, 64)
+    return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, size, size),))
+
+
+def _pictures() -> list[Tensor]:
+    return [torch.rand(3, 160, 200), torch.rand(3, 200, 160)]
+
+
+def _build(name: str) -> nn.Module:
+    models = import_torchvision().models
+    options = OPTIONS.get(name, {})
+    if name in DETECTION or name in SEGMENTATION:
+        options = {"weights_backbone": None, **options}
+    return models.get_model(name, weights=None, **options)
