@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import edgeq
+from recipes.comparison import runtime, state_size, table
 from recipes.data import Images, digits, image_folder
 from recipes.digits_network import DigitsNetwork
 from recipes.torchvision_import import import_torchvision
-from recipes.training import Network, accuracy, logits, milliseconds, train
+from recipes.training import Network, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,50 +95,6 @@ def float_network(options: argparse.Namespace, images: Images) -> nn.Module:
     else:
         train(model, images.train, options.epochs, options.rate, "float training")
     return model.eval()
-
-
-def runtime(path: Path) -> Network:
-    """The file as ONNX Runtime runs it, on as many threads as PyTorch does."""
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    # CPUs without VNNI add pairs of 8-bit products in 16 bits, unless they are told not to.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(None, {name: images.numpy()})[0]))
-
-    return run
-
-
-def state_size(model: nn.Module) -> int:
-    """Bytes of the saved weights."""
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    return file.tell()
-
-
-def table(networks: dict[str, Network], sizes: dict[str, int], images: Images) -> str:
-    """One row a network: accuracy, agreement with float, size, time, and equality with what was validated."""
-    found = {name: logits(network, images.test, name) for name, network in networks.items()}
-    times = milliseconds(networks, images.example)
-    reference, validated = found["float"][0], found["trained quantized"][0]
-    rows = [
-        ("network", "top-1 %", "agrees with float %", "KiB", f"ms / {len(images.example)} images", "equal outputs %")
-    ]
-    for name, (outputs, labels) in found.items():
-        size = f"{sizes[name] / 1024:.0f}" if name in sizes else ""
-        agreement = f"{accuracy(outputs, reference.argmax(1)):.2f}"
-        same = 100 * (outputs == validated).float().mean().item()
-        equal = "" if name in ("float", "calibrated") else f"{same:.2f}"
-        rows.append((name, f"{accuracy(outputs, labels):.2f}", agreement, size, f"{times[name]:.2f}", equal))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
