@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from edgeq.errors import SpecError
 
 FOLLOW = -1  # in `frozen`: the schedule decides
+PRIME, FACTORS = 2**31 - 1, (1566083941, 1327217885)  # large, so that the hash of an average is far from an average
 
 
 class Schedule(nn.Module):
@@ -19,13 +20,15 @@ class Schedule(nn.Module):
 
     Buffers, all int64, so that a checkpoint resumes where it was: `epoch`; `step`, the training forwards of this
     epoch; `settled`, how many of them there were when the ranges were last made final; `frozen`, shape (2,):
-    whether batch norms and observers are frozen by hand (1), live by hand (0), or follow the schedule (-1).
+    whether batch norms and observers are frozen by hand (1), live by hand (0), or follow the schedule (-1); `seal`,
+    a hash of epoch and step: in an average of several states it is an average too, and no longer their hash.
     """
 
     epoch: Tensor
     step: Tensor
     settled: Tensor
     frozen: Tensor
+    seal: Tensor
 
     def __init__(self, norm_epochs: int, observer_epochs: int, steps_per_epoch: int | None = None) -> None:
         super().__init__()
@@ -42,6 +45,7 @@ class Schedule(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("settled", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.full((2,), FOLLOW, dtype=torch.int64))
+        self.register_buffer("seal", self._hash())
 
     @classmethod
     def for_training(
@@ -64,20 +68,37 @@ class Schedule(nn.Module):
         """Whether a ``train(True)`` now begins another epoch."""
         return not self.by_hand and self.steps_per_epoch is None and bool(self.step > 0)
 
+    def count(self) -> None:
+        """Counts a training forward."""
+        self.step.add_(1)
+        self.seal.copy_(self._hash())
+
     def next_epoch(self) -> None:
         """Begins the next epoch."""
-        self.epoch.add_(1)
-        self.step.zero_()
-        self.settled.zero_()
+        self._begin(self.epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch it is; from now on only this does."""
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise SpecError(f"The epoch must be an integer of at least 0, got {epoch!r}.")
         self.by_hand = True
-        self.epoch.fill_(epoch)
+        self._begin(epoch)
+
+    def _begin(self, epoch: int | Tensor) -> None:
+        self.epoch.copy_(torch.as_tensor(epoch))
         self.step.zero_()
         self.settled.zero_()
+        self.seal.copy_(self._hash())
+
+    def _hash(self) -> Tensor:
+        return (self.epoch * FACTORS[0] + self.step * FACTORS[1]) % PRIME
+
+    @property
+    def is_average(self) -> bool:
+        """Whether this is the state of no network, but the average of several, as `AveragedModel` with `use_buffers`
+        makes it. What was rounded or chosen, a zero point, a power of two, is not to be averaged.
+        """
+        return bool(self.seal != self._hash())
 
     @property
     def is_settled(self) -> bool:
@@ -87,6 +108,7 @@ class Schedule(nn.Module):
     def settle(self) -> None:
         """Says that they are."""
         self.settled.copy_(self.step)
+        self.seal.copy_(self._hash())
 
     def freeze(self, norms: bool | None, observers: bool | None) -> None:
         """Freezes (True) or unfreezes (False) by hand; None leaves the one as it is."""

@@ -131,7 +131,8 @@ def test_what_was_frozen_by_hand_is_frozen_after_resuming():
     with torch.no_grad():
         again.train()
         again(DATA[0])
-    assert changed(before, again) == [f"module.quantization.schedule.{key}" for key in ("epoch", "settled", "step")]
+    counters = ("epoch", "seal", "settled", "step")
+    assert changed(before, again) == [f"module.quantization.schedule.{key}" for key in counters]
 
 
 @pytest.mark.parametrize("mode", [True, False])

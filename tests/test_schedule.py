@@ -68,6 +68,24 @@ def test_ranges_are_settled_until_the_next_step():
     assert schedule.is_settled
 
 
+def test_the_average_of_two_states_is_known_by_its_seal_and_a_state_is_none():
+    states = []
+    for steps in (3, 5):
+        schedule = Schedule(1, 1)
+        for _ in range(steps):
+            schedule.count()
+        assert not schedule.is_average
+        states.append(schedule.state_dict())
+    for weight in (0.5, 0.9, 0.999):
+        schedule = Schedule(1, 1)
+        schedule.load_state_dict(
+            {key: value * weight + states[1][key] * (1 - weight) for key, value in states[0].items()}
+        )
+        assert schedule.is_average
+        schedule.settle()
+        assert not schedule.is_average
+
+
 def test_with_steps_per_epoch_train_does_not_begin_epochs():
     schedule = Schedule(1, 1, steps_per_epoch=5)
     schedule.step.add_(5)
@@ -89,7 +107,7 @@ def test_the_state_dict_holds_epoch_step_and_what_is_frozen():
     run_epochs(schedule, 3, steps=2)
     schedule.freeze(None, True)
     state = schedule.state_dict()
-    values = {key: value.tolist() for key, value in state.items()}
+    values = {key: value.tolist() for key, value in state.items() if key != "seal"}
     assert values == {"epoch": 2, "step": 2, "settled": 0, "frozen": [-1, 1]}
     assert {value.dtype for value in state.values()} == {torch.int64}
     other = Schedule(3, 4)

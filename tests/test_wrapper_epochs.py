@@ -70,7 +70,7 @@ def test_explicit_zeros_mean_that_nothing_is_observed_and_nothing_updated():
     before = snapshot(wrapped)
     run_epoch(wrapped)
     assert counts(wrapped) == (0, 0)
-    assert changed(before, wrapped) == ["module.quantization.schedule.step"]
+    assert changed(before, wrapped) == [f"module.quantization.schedule.{key}" for key in ("seal", "step")]
     with pytest.raises(edgeq.CalibrationError, match="no ranges yet"):
         wrapped.convert()
 
@@ -194,7 +194,8 @@ def test_frozen_training_still_trains():
     wrapped(DATA[0]).square().mean().backward()
     optimizer.step()
     parameters = [key for key, _ in wrapped.named_parameters()]
-    assert changed(before, wrapped) == sorted([*parameters, "module.quantization.schedule.step"])
+    counters = [f"module.quantization.schedule.{key}" for key in ("seal", "step")]
+    assert changed(before, wrapped) == sorted([*parameters, *counters])
 
 
 def test_a_batch_norm_set_to_eval_by_hand_stands_still():

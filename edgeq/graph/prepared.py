@@ -209,25 +209,27 @@ class PreparedModule(Program):
     def _count(self) -> None:
         self._unmerged = True
         if self.schedule.steps_per_epoch is None:
-            self.schedule.step.add_(1)
+            self.schedule.count()
             return
         if self._counted >= self.schedule.steps_per_epoch:
             self.finish()
             self.schedule.next_epoch()
             self.apply_mode()
-        self.schedule.step.add_(1)
+        self.schedule.count()
         self._counted += 1
 
     # ---- the end of an observation
 
     def finish(self) -> None:
-        """Makes the ranges final for what was observed, and calibrates biases and codes if that is wanted.
+        """Makes the ranges final for what was observed, and calibrates biases and codes if that is wanted. In a copy
+        whose buffers are averages of a network's, all scales are taken anew from the ranges and weights.
 
         Raises CalibrationError naming the tensor when the data held NaN or infinity.
         """
-        if self.schedule.is_settled:
+        is_average = self.schedule.is_average
+        if self.schedule.is_settled and not is_average:
             return
-        if self.schedule.observers_are_live or self.observes_always:
+        if self.schedule.observers_are_live or self.observes_always or is_average:
             self._merge_processes()
             for tensor in self.quantizers():
                 tensor.finish()

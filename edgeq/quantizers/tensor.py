@@ -96,19 +96,19 @@ class TensorQuantizer(Float32State):
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes over the observer's range, in place, so that whoever holds the buffers sees it."""
-        if self.observer is None:
-            return
-        for key, value in self._parameters_of(*self.observer.range())._asdict().items():
+        ends = (self.fixed or (0.0, 0.0)) if self.observer is None else self.observer.range()
+        for key, value in self._parameters_of(*ends)._asdict().items():
             getattr(self, key).copy_(value)
 
     def finish(self) -> None:
         """Ends an observation: the range must be usable. Raises CalibrationError when it is not."""
-        if self.observer is None or not self.observed:
+        if not self.observed:
             return
-        extremes = torch.stack([self.observer.low, self.observer.high])
-        if not bool(torch.isfinite(extremes).all()):
+        extremes = [] if self.observer is None else [self.observer.low, self.observer.high]
+        if not all(bool(torch.isfinite(end).all()) for end in extremes):
+            found = [end.tolist() for end in extremes]
             raise CalibrationError(
-                f"The tensor {self.name!r} held NaN or infinity during calibration (range {extremes.tolist()}). "
+                f"The tensor {self.name!r} held NaN or infinity during calibration (range {found}). "
                 "Look at the data, and at the layers before it, with torch.autograd.detect_anomaly or by hand."
             )
         self.refresh()
