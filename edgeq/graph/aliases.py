@@ -16,31 +16,43 @@ VIEWS = {
 }  # names of methods, of functions, and of the classes of modules
 
 
-def stale_reader(graph: fx.Graph, root: nn.Module, writer: fx.Node) -> fx.Node | None:
-    """A node behind `writer`, which writes into its first argument, that reads the same memory through another
-    node made before. Once `writer` returns a new tensor instead, that one would miss what was written, unless the
-    new tensor is assigned to it, as in ``x[0] += 1``.
-    """
-    written = writer.args[0]
-    if not isinstance(written, fx.Node):
+class Aliases:
+    """Which nodes of a graph share memory; learnt node by node, in the order of the graph (`position`)."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
+        self.root = root
+        self.position = {node: index for index, node in enumerate(graph.nodes)}
+        self.makers: dict[fx.Node, fx.Node] = {}  # of each node: the one that made the memory which it may look at
+        self.sharers: dict[fx.Node, list[fx.Node]] = {}  # of each maker: itself and the views of its memory
+
+    def add(self, node: fx.Node) -> None:
+        """Takes in the next node."""
+        maker = self.makers[node.args[0]] if _is_view(node, self.root) else node  # type: ignore[index]
+        self.makers[node] = maker
+        self.sharers.setdefault(maker, []).append(node)
+
+    def stale_reader(self, writer: fx.Node, written: fx.Node) -> fx.Node | None:
+        """A node behind `writer`, the next one, which writes into `written`, that reads the same memory through
+        another node made before. Once `writer` returns a new tensor instead, that one would miss what was written,
+        unless the new tensor is assigned to it, as in ``x[0] += 1``.
+        """
+        views = self._views(written)
+        for node in self.sharers[views[0]]:
+            if node is not written and _overlap(self._views(node), views):
+                late = [user for user in node.users if self.position[user] > self.position[writer]]
+                first = min(late, key=self.position.__getitem__, default=None)
+                assigned = node, *written.args[1:2], writer
+                if first and not (first.target is operator.setitem and first.args == assigned):
+                    return first
         return None
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    views = _views(written, root)
-    for node in list(order)[: order[writer]]:
-        if node is not written and _overlap(_views(node, root), views):
-            late = [user for user in sorted(node.users, key=order.__getitem__) if order[user] > order[writer]]
-            if late and not (late[0].target is operator.setitem and late[0].args == (node, written.args[1], writer)):
-                return late[0]
-    return None
 
-
-def _views(node: fx.Node, root: nn.Module) -> list[fx.Node]:
-    """The node that made the memory which `node` may look at, the views between, and `node`."""
-    line = [node]
-    while _is_view(node, root):
-        node = node.args[0]  # type: ignore[assignment]
-        line.insert(0, node)
-    return line
+    def _views(self, node: fx.Node) -> list[fx.Node]:
+        """The node that made the memory which `node` may look at, the views between, and `node`."""
+        line = [node]
+        while node is not self.makers[node]:
+            node = node.args[0]  # type: ignore[assignment]
+            line.append(node)
+        return line[::-1]
 
 
 def _is_view(node: fx.Node, root: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from edgeq.errors import TraceError
-from edgeq.graph.aliases import stale_reader
+from edgeq.graph.aliases import Aliases
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import operator_of
 from edgeq.graph.put import put
@@ -50,38 +50,42 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
     A quantized tensor may have several readers; one that wrote into it would change it for all of them. Raises
     TraceError where the network needs that, because it reads what was written through a view made before.
     """
-    position = {node: index for index, node in enumerate(graph.nodes)}
+    memory = Aliases(graph, root)
+    sizes: set[fx.Node] = set()  # numbers that shapes gave: ``n += 1`` changes no other name of one
     modules: set[str] = set()
     for node in list(graph.nodes):
-        if not _becomes_functional(node, root, modules) or _is_size(node.args[0], root):
-            continue
-        stale = stale_reader(graph, root, node)
-        if stale is not None:
-            raise TraceError(
-                f"{node.name!r} ({node.target}, in submodule {node.meta.get(SCOPE) or 'the model itself'}) writes in "
-                f"place into memory that {stale.name!r} ({stale.target}) reads later through another view of it. A "
-                "quantized tensor is never written to: write this place without the operation in place."
-            )
-        written = node.args[0]
-        if isinstance(written, fx.Node):
-            for user in list(written.users):
-                if position[user] > position[node]:
-                    user.replace_input_with(written, node)
+        if _becomes_functional(node, root, modules):
+            written = node.args[0] if node.args else node.kwargs.get("input")
+            if isinstance(written, fx.Node) and written not in sizes:
+                _let_read(memory, node, written)
+        if _is_size(node, root, sizes):
+            sizes.add(node)
+        memory.add(node)
     return modules
 
 
-def _is_size(node: Any, root: nn.Module) -> bool:
-    """Whether a value is a number that a shape gave, or was made of some: ``n += 1`` changes no other name of it."""
-    if not isinstance(node, fx.Node) or not node.op.startswith("call"):
+def _let_read(memory: Aliases, writer: fx.Node, written: fx.Node) -> None:
+    """Lets everything behind a node that wrote into `written` read what it returns."""
+    stale = memory.stale_reader(writer, written)
+    if stale is not None:
+        raise TraceError(
+            f"{writer.name!r} ({writer.target}, in submodule {writer.meta.get(SCOPE) or 'the model itself'}) writes in "
+            f"place into memory that {stale.name!r} ({stale.target}) reads later through another view of it. A "
+            "quantized tensor is never written to: write this place without the operation in place."
+        )
+    for user in list(written.users):
+        if memory.position[user] > memory.position[writer]:
+            user.replace_input_with(written, writer)
+
+
+def _is_size(node: fx.Node, root: nn.Module, sizes: set[fx.Node]) -> bool:
+    """Whether a node gives a number from a shape, or makes one of such `sizes`."""
+    if not node.op.startswith("call"):
         return False
     row = operator_of(node, module_of(node, root)).name
     if row == "size" or (row == "attribute" and node.args[1] in ("shape", "ndim")):
         return True
-    return (
-        node.op == "call_function"
-        and bool(node.all_input_nodes)
-        and all(_is_size(source, root) for source in node.all_input_nodes)
-    )
+    return node.op == "call_function" and bool(node.all_input_nodes) and sizes.issuperset(node.all_input_nodes)
 
 
 def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:
