@@ -96,7 +96,6 @@ class _Converter:
         for node in self.network.fx_graph.nodes:
             self._node(node)
         self._drop_unread()
-        self._link_readers()
         self.graph.lint()
         network = self.network
         return ConvertedModule(self.root, self.graph, network.qconfig, network.backend, self.operations)
@@ -108,15 +107,6 @@ class _Converter:
             if not node.users and node.op not in ("placeholder", "output") and not checks:
                 self.graph.erase_node(node)
                 self.operations.pop(node.name, None)
-
-    def _link_readers(self) -> None:
-        """Tells each layer who reads its output, where only layers do."""
-        for node in self.graph.nodes:
-            layer = module_of(node, self.root)
-            readers = [module_of(user, self.root) for user in node.users]
-            layers = [reader for reader in readers if isinstance(reader, IntegerLayer)]
-            if isinstance(layer, IntegerLayer) and len(layers) == len(readers):
-                layer.readers = [*layers]
 
     def _node(self, node: Node) -> None:
         module = module_of(node, self.network)

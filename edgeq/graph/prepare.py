@@ -119,19 +119,9 @@ class _Builder:
                 self._chain(self.annotation.chains[node])
             elif node in producers and node not in heads:
                 self._insert(node, node, None, None, fresh=self._is_fresh(node))
-        self._link_readers()
         for node in list(self.graph.nodes):
             if node.op == "get_attr" and not node.users:  # the parameters of a functional layer
                 self.graph.erase_node(node)
-
-    def _link_readers(self) -> None:
-        """Tells each layer who reads its output, where only layers do."""
-        for node in self.graph.nodes:
-            layer = module_of(node, self.root)
-            readers = [module_of(user, self.root) for user in node.users]
-            layers = [reader for reader in readers if isinstance(reader, QuantizedLayer)]
-            if isinstance(layer, QuantizedLayer) and len(layers) == len(readers):
-                layer.site.readers = [*layers]
 
     def _quantizer(self, group: Group) -> TensorQuantizer:
         observer = group.spec.training_observer if self.is_qat else group.spec.observer

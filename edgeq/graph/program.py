@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from edgeq.graph.kinds import module_of
+from edgeq.modules.handover import HandsOver
+
 _numbers = count()
 
 
@@ -76,12 +79,21 @@ class Program(nn.Module):
 
     def compile_graph(self) -> None:
         """Makes the graph's Python code the one that `run` calls; after any change of the graph."""
+        self._link_readers()
         code = self.fx_graph.python_code(root_module="self")
         name = f"<edgeq program {next(_numbers)}>"
         linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)  # for tracebacks
         namespace = dict(code.globals)
         exec(compile(code.src, name, "exec"), namespace)
         self._function = namespace["forward"]
+
+    def _link_readers(self) -> None:
+        """Tells each layer who reads its output, where only layers do."""
+        for node in self.fx_graph.nodes:
+            layer = module_of(node, self.tree)
+            if isinstance(layer, HandsOver):
+                readers = [module_of(user, self.tree) for user in node.users]
+                layer.readers = readers if all(isinstance(reader, HandsOver) for reader in readers) else []
 
     @property
     def code(self) -> str:

@@ -7,7 +7,7 @@ is then the centred codes, and carries the quantizer that they belong to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from edgeq.quantizers.tensor import TensorQuantizer
 
 MARK = "edgeq_quantizer"
+
+
+class HandsOver(nn.Module):
+    """A layer that may hand its output over. `readers` are the layers that read it, if nothing else does; the program
+    that calls them knows who they are. Copies leave them behind and learn them anew: one leads to the next, and so
+    deeper into a network than Python's recursion goes.
+    """
+
+    readers: list[Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "readers": []}
 
 
 def nobody_looks(giver: nn.Module, readers: list[nn.Module]) -> bool:

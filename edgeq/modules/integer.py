@@ -14,7 +14,7 @@ from edgeq.modules import onednn
 from edgeq.modules.codes import Codes
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, largest_accumulator
 from edgeq.modules.float32_state import Float32State
-from edgeq.modules.handover import nobody_looks
+from edgeq.modules.handover import HandsOver, nobody_looks
 from edgeq.modules.matmul import integer_matmul
 from edgeq.modules.operation import Operation
 from edgeq.modules.qdq import dequantize, exporting
@@ -36,13 +36,12 @@ def _read_buffers(module: IntegerLayer, _: Any) -> None:
     module.read_buffers()
 
 
-class IntegerLayer(Float32State):
+class IntegerLayer(HandsOver, Float32State):
     """A layer with weights on integers: accumulate, add the bias, requantize.
 
     Buffers: `weight`, int8, laid out as in the float layer; `weight_scale`, shape () or (channels,); `bias`,
     int32, shape (channels,), or None, at the scale of the accumulator. `source` and `target` tell how input and
-    output are to be read; without `target` the output is real, and clipped to floor..ceiling. `readers` are the
-    integer layers that read the output, if nothing else does.
+    output are to be read; without `target` the output is real, and clipped to floor..ceiling.
     """
 
     weight: Tensor
@@ -65,7 +64,7 @@ class IntegerLayer(Float32State):
     ) -> None:
         super().__init__()
         self.operation, self.floor, self.ceiling = operation, floor, ceiling
-        self.readers: list[IntegerLayer] = []
+        self.readers = []
         self.register_buffer("weight", weight.to(torch.int8))
         self.register_buffer("weight_scale", weight_scale.detach().clone())
         self.register_buffer("bias", None if bias is None else bias.to(torch.int32))
@@ -95,7 +94,7 @@ class IntegerLayer(Float32State):
         sums = accumulate(self.operation, self.source.centre(codes), parameters)
         if self.target is None:
             return clip(sums.mul_(parameters.factor), self.floor, self.ceiling, fresh=True)
-        centred = nobody_looks(self, [*self.readers]) and not any(reader.works_on_codes for reader in self.readers)
+        centred = nobody_looks(self, self.readers) and not any(reader.works_on_codes for reader in self.readers)
         return self.target.encode_accumulator(sums, parameters.factor, centred)
 
     @property
@@ -179,7 +178,7 @@ class IntegerLayer(Float32State):
         return clip(output, self.floor, self.ceiling, False) if self.target is None else self.target.encode(output)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**super().__getstate__(), "_cache": None}
 
     def extra_repr(self) -> str:
         return f"{self.operation.function}, weight {tuple(self.weight.shape)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeq.arithmetic import bias_range, bias_scale, multiplier, smallest_weight_scale
 from edgeq.errors import TraceError
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
-from edgeq.modules.handover import as_codes, as_real, handed_over, nobody_looks
+from edgeq.modules.handover import HandsOver, as_codes, as_real, handed_over, nobody_looks
 from edgeq.modules.operation import Operation
 from edgeq.modules.qdq import dequantize, exporting, quantize
 from edgeq.phase import Phase
@@ -28,8 +28,7 @@ class Site:
     """Where in the network a layer stands: what it works with, but does not own.
 
     `source` and `target` quantize its input and its output (None: the output stays float). `norm` is the batch
-    norm that is folded into it. `floor` and `ceiling` are the bounds of the activation that follows. `readers`
-    are the layers that read the output, if nothing else does.
+    norm that is folded into it. `floor` and `ceiling` are the bounds of the activation that follows.
     """
 
     name: str
@@ -39,10 +38,9 @@ class Site:
     floor: float | None = None
     ceiling: float | None = None
     bias_bits: int = 32
-    readers: list[nn.Module] = field(default_factory=list)
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(HandsOver):
     """Mixin for subclasses of the float layers.
 
     One layer has three forms, of which `forward` takes the one that the phase asks for:
@@ -72,6 +70,7 @@ class QuantizedLayer(nn.Module):
         self.site, self.operation, self.weight_quantizer = site, operation, weight_quantizer
         self.phase = Phase.FLOAT
         self.recorder = self.live_scale = None
+        self.readers = []
         self._cache: dict[str, tuple[Any, Any, Any]] = {}
         self.register_buffer("bias_shift", torch.zeros(channels))
 
@@ -87,7 +86,7 @@ class QuantizedLayer(nn.Module):
         if not self._may_be_exact():
             return self._trained(as_real(x))
         if not torch.is_grad_enabled():
-            return self._exact(x, nobody_looks(self, self.site.readers))
+            return self._exact(x, nobody_looks(self, self.readers))
         with torch.no_grad():
             exact = self._exact(x, hand_over=False)
         simulated = self._trained(x)
@@ -279,7 +278,7 @@ class QuantizedLayer(nn.Module):
         self.live_scale = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}, "live_scale": None}
+        return {**super().__getstate__(), "_cache": {}, "live_scale": None}
 
 
 def norm_factor(norm: BatchNorm) -> Tensor:

@@ -103,7 +103,7 @@ def test_a_hook_on_all_modules_sees_real_numbers(register):
     assert torch.equal(found, expected)
     assert len(greatest) >= 4
     assert max(greatest) < 6.1  # codes would go up to 255
-    assert nobody_looks(wrapped.module.quantized_layers()[0], wrapped.module.quantized_layers()[0].site.readers)
+    assert nobody_looks(wrapped.module.quantized_layers()[0], wrapped.module.quantized_layers()[0].readers)
 
 
 @pytest.mark.parametrize("which", ["giver's output", "reader's input"])
@@ -146,7 +146,7 @@ def test_copies_hand_over_within_themselves():
     wrapped = prepared(chain())
     twin = copy.deepcopy(wrapped)
     expected = outputs(wrapped)
-    assert twin.module.quantized_layers()[0].site.readers == [twin.module.quantized_layers()[1]]
+    assert twin.module.quantized_layers()[0].readers == [twin.module.quantized_layers()[1]]
     seen = []
     twin.module.quantized_layers()[1].register_forward_hook(
         lambda _, args, output: seen.append(args[0].abs().max().item())
