@@ -5,6 +5,7 @@ The result can be printed (`explain`) and compared with a golden file; preparati
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -131,7 +132,7 @@ class _Reach:
         parts = {part for chain in annotation.chains.values() for part in (chain.head, chain.norm, chain.clip)}
         self.hidden = parts - self.tails
         self.computing: set[fx.Node] = set()
-        self.movers: list[fx.Node] = []
+        self.movers: set[fx.Node] = set()
         self.splits: set[fx.Node] = set()
         self.reads: dict[fx.Node, list[fx.Node]] = {}
         marked: set[fx.Node] = set()  # values with marks among them, which nothing but a layer asks to be quantized
@@ -149,28 +150,37 @@ class _Reach:
                 if behaviour not in (Behaviour.LAYER, Behaviour.MATMUL):
                     self.reads[node] = [source for source in self.reads[node] if source not in marked]
             elif node not in self.tails:
-                self.movers.append(node)
+                self.movers.add(node)
                 if sources and all(source in marked for source in sources):
                     marked.add(node)
             if operator_of(node, module).name == "split":
                 self.splits.add(node)
 
     def quantized(self) -> set[fx.Node]:
-        """Runs to the fixed point: a reader asks for what it reads, a moved value follows its source."""
-        found = set(self.tails)
-        for node in self.computing:
-            found.update(self.reads[node])
-        found |= self.computing - self.hidden
-        size = -1
-        while len(found) > size:
-            size = len(found)
-            for node in self.movers:
-                sources = self.reads[node]
-                if sources and all(source in found for source in sources):
-                    found.add(node)
-                elif node in found and (node in self.splits or len(sources) != 1 or sources[0] not in self.floats):
-                    found.update(sources)  # a split's parts have one quantizer, which cannot stand behind a tuple
+        """Follows each value once: a reader asks for what it reads, a moved value follows its source."""
+        moved_by: dict[fx.Node, list[fx.Node]] = {}
+        for mover in self.movers:
+            for source in self.reads[mover]:
+                moved_by.setdefault(source, []).append(mover)
+        found: set[fx.Node] = set()
+        pending = [*self.tails, *(self.computing - self.hidden)]
+        pending += [source for node in self.computing for source in self.reads[node]]
+        while pending:
+            node = pending.pop()
+            if node in found:
+                continue
+            found.add(node)
+            if self._asks(node):
+                pending += self.reads[node]
+            pending += [mover for mover in moved_by.get(node, ()) if found.issuperset(self.reads[mover])]
         return found
+
+    def _asks(self, node: fx.Node) -> bool:
+        """Whether a node moves values that are to be quantized before they are moved."""
+        if node not in self.movers:
+            return False
+        sources = self.reads[node]  # a split's parts have one quantizer, which cannot stand behind a tuple
+        return node in self.splits or len(sources) != 1 or sources[0] not in self.floats
 
 
 def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: QConfig, annotation: Annotation) -> None:
@@ -179,7 +189,7 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
 
     def find(node: fx.Node) -> fx.Node:
         while parent[node] is not node:
-            node = parent[node]
+            parent[node] = node = parent[parent[node]]  # halves the way for the next to come
         return node
 
     producers: set[fx.Node] = set()
@@ -220,12 +230,13 @@ class _Names:
 
     def __init__(self) -> None:
         self.taken: set[str] = set(dir(nn.ModuleDict()))  # where quantizers are kept: "keys" and "to" are its methods
+        self.numbers: Counter[str] = Counter()
 
     def unique(self, node: fx.Node) -> str:
         base = name = node_name(node).replace(".", "_")
-        number = 1
         while name in self.taken:
-            name, number = f"{base}_{number}", number + 1
+            self.numbers[base] += 1
+            name = f"{base}_{self.numbers[base]}"
         self.taken.add(name)
         return name
 
