@@ -140,47 +140,91 @@ def check_specs(weight: TensorSpec | None, activation: TensorSpec | None) -> Non
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Another spec for some layers: by `name` (the layer, and all below it), by `pattern` (a regular expression
-    that the whole name must match), or by `type` (class name of the module, name of the function or method, the
-    operator's name in edgeq's table, or ``*`` for every type).
+class Place:
+    """Where in a network an operation is called, which is what rules look at: its `name`, the `types` that it is
+    known under, the path of the module whose forward makes the call (`scope`), how many calls of each of the types
+    that forward made before (`order`), and the classes of the modules around it, from the inside out (`around`).
+    """
 
-    Where several rules match, a name wins over a pattern and a pattern over a type; of several names the longest
-    wins, among other equals the first. ``quantize = false`` leaves the layer in float.
+    name: str
+    types: tuple[str, ...] = ()
+    scope: str = ""
+    order: tuple[int, ...] = ()
+    around: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Another spec for some layers: by `name` (the layer, and all below it; "" is the whole network), by `pattern`
+    (a regular expression that the whole name must match), or by `type` (class name of the module or of one that it
+    is a part of, name of the function or method, the operator's name in edgeq's table, or ``*`` for every type).
+
+    `name` and `type` together are for the layers of that type at or below that name; with an `index` as well, for
+    the one of them that the forward of that very module calls after so many others of the type.
+
+    Where several rules match, one with an index wins over a name, a name over a pattern and a pattern over a type;
+    of several names the longest wins, of equal ones that with a type, of several types that of the layer itself or
+    else of the innermost module around it, among other equals the first.
+    ``quantize = false`` leaves the layer in float; ``weight_only = true``, for embeddings and recurrent layers, leaves
+    all but its weights in float.
     """
 
     type: str | None = None
     pattern: str | None = None
     name: str | None = None
+    index: int | None = strict.number(None, 0, 10**6)
     quantize: bool = True
+    weight_only: bool = False
     weight: TensorSpec | None = None
     activation: TensorSpec | None = None
 
     def __post_init__(self) -> None:
         strict.validate(self)
         keys = [key for key in ("type", "pattern", "name") if getattr(self, key) is not None]
-        if len(keys) != 1:
-            raise SpecError(f"A rule needs exactly one of type, pattern and name, got {keys or 'none of them'}.")
+        if len(keys) != 1 and keys != ["type", "name"]:
+            given = keys or "none of them"
+            raise SpecError(f"A rule needs exactly one of type, pattern and name, or type and name, got {given}.")
+        if self.index is not None and len(keys) == 1:
+            raise SpecError(f"A rule with an index needs type and name, got {keys}.")
         try:
             re.compile(self.pattern or "")
         except re.error as error:
             raise SpecError(f"The rule's pattern {self.pattern!r} is no regular expression: {error}.") from None
+        if self.weight_only and not self.quantize:
+            raise SpecError("A rule that leaves its layers in float leaves no weights as integers either.")
         check_specs(self.weight, self.activation)
 
     @property
-    def level(self) -> tuple[int, int]:
-        """Precedence: first 3 for a name, 2 for a pattern, 1 for a type; then how long the name is."""
-        if self.name is not None:
-            return 3, len(self.name)
-        return (2 if self.pattern is not None else 1), 0
+    def subject(self) -> str:
+        """What the rule is for, in a few words."""
+        if self.name is None:
+            return repr(self.pattern or self.type)
+        if self.type is None:
+            return repr(self.name)
+        return f"{self.type!r} in {self.name!r}" + ("" if self.index is None else f", number {self.index}")
 
-    def matches(self, name: str, types: tuple[str, ...]) -> bool:
-        """Whether the layer called `name`, known under any of `types`, falls under this rule."""
+    def level(self, place: Place) -> tuple[int, ...]:
+        """Precedence at a place that matches: first 4 for an index, 3 for a name, 2 for a pattern, 1 for a type;
+        then how long the name is, whether there is a type beside it, and how near the module of that type is.
+        """
         if self.name is not None:
-            return name == self.name or name.startswith(f"{self.name}.")
+            return 3 if self.index is None else 4, len(self.name), self.type is not None
+        return (2,) if self.pattern is not None else (1, -self._distance(place))
+
+    def matches(self, place: Place) -> bool:
+        """Whether what is called at `place` falls under this rule."""
+        if self.index is not None:
+            order = dict(zip(place.types, place.order, strict=False))
+            return place.scope == self.name and order.get(self.type or "") == self.index
+        if self.name and place.name != self.name and not place.name.startswith(f"{self.name}."):
+            return False
         if self.pattern is not None:
-            return re.fullmatch(self.pattern, name) is not None
-        return self.type == "*" or self.type in types
+            return re.fullmatch(self.pattern, place.name) is not None
+        return self.type is None or self.type == "*" or self.type in place.types or self.type in place.around
+
+    def _distance(self, place: Place) -> int:
+        types = [*place.types, *place.around]
+        return max(types.index(self.type) - len(place.types) + 1, 0) if self.type in types else len(types)  # for "*"
 
 
 @dataclass(frozen=True)
@@ -206,10 +250,22 @@ class QConfig:
         for step in self.recovery:
             RECOVERY_STEPS[step]
 
-    def rule_for(self, name: str, types: tuple[str, ...]) -> Rule | None:
-        """The rule that decides about a layer, or None."""
-        matching = [rule for rule in self.rules if rule.matches(name, types)]
-        return max(matching, key=lambda rule: rule.level, default=None)  # the first among equals
+    def rule_for(self, place: Place) -> Rule | None:
+        """The rule that decides about what is called at `place`, or None."""
+        matching = [rule for rule in self.rules if rule.matches(place)]
+        return max(matching, key=lambda rule: rule.level(place), default=None)  # the first among equals
+
+    def within(self, path: str) -> QConfig:
+        """What this preset says of the submodule at `path`, as a preset of its own, in which names begin there.
+        Rules by name for what lies outside are left out; patterns are matched against names within the submodule.
+        """
+        rules = []
+        for rule in sorted(self.rules, key=lambda rule: -len(rule.name or "")):  # of equal names the first wins
+            if rule.name is None or rule.name == path or not rule.name or path.startswith(f"{rule.name}."):
+                rules.append(rule if rule.name is None else dataclasses.replace(rule, name=""))
+            elif rule.name.startswith(f"{path}."):
+                rules.append(dataclasses.replace(rule, name=rule.name.removeprefix(f"{path}.")))
+        return dataclasses.replace(self, rules=tuple(rules))
 
     def with_edges(self, edges: QConfig) -> QConfig:
         """The mixed-precision preset ``self + edges``."""

@@ -17,10 +17,17 @@ from edgeq.errors import CalibrationError, SpecError
 from edgeq.graph.arguments import as_call, describe
 from edgeq.graph.convert import ConvertedModule, convert
 from edgeq.graph.explain import explain
-from edgeq.graph.prepare import prepare
+from edgeq.graph.inline import as_one, inputs_of_parts
+from edgeq.graph.parts import (
+    ConvertedParts,
+    PartedModule,
+    convert_parts,
+    explain_parts,
+    prepare_as_possible,
+    prepare_parts,
+)
 from edgeq.graph.prepared import PreparedModule
 from edgeq.presets import Preset, load_preset
-from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Submodules = Iterable[str] | Mapping[str, Preset | None]
 Backend = str | Path | Mapping[str, Any] | BackendSpec
 
 
@@ -40,7 +48,7 @@ class ExportingModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
-    def integer_network(self) -> ConvertedModule:
+    def integer_network(self) -> ConvertedModule | ConvertedParts:
         """The network of integers that is exported."""
         raise NotImplementedError
 
@@ -57,7 +65,7 @@ class ExportingModule(nn.Module):
         verify: bool = True,
     ) -> ExportResult:
         """Writes an ONNX file and compares it with the network in ONNX Runtime, on `example_inputs`: the only
-        argument of the model's forward, or a tuple of all of them.
+        argument of the model's forward, a tuple of all of them, or a dict of them by name.
 
         `format` is "qdq" (float operators between QuantizeLinear and DequantizeLinear, which importers of
         devices read) or "integer" (QLinearConv, QLinearMatMul, MatMulInteger). `opset_version` is 13 to 21, by
@@ -66,9 +74,11 @@ class ExportingModule(nn.Module):
         """
         from edgeq.onnx.export import as_inputs, export
 
+        network = self.integer_network()
+        inputs = as_inputs(example_inputs, network.argument_names)
         return export(
-            self.integer_network(),
-            as_inputs(example_inputs),
+            as_one(network, inputs) if isinstance(network, ConvertedParts) else network,
+            inputs,
             filename,
             opset_version,
             format,
@@ -85,13 +95,34 @@ class ExportingModule(nn.Module):
         from edgeq.onnx.export import as_inputs
         from edgeq.onnx.verify import compare
 
-        return compare(self.integer_network(), filename, as_inputs(inputs), batch)
+        network = self.integer_network()
+        inputs = as_inputs(inputs, network.argument_names)
+        return compare(
+            as_one(network, inputs) if isinstance(network, ConvertedParts) else network, filename, inputs, batch
+        )
+
+    def export_parts(self, example_inputs: Any, folder: str | Path, **options: Any) -> dict[str, ExportResult]:
+        """Writes each part of a network whose submodules are quantized as a file of its own, ``<name>.onnx`` in
+        `folder`, compared on what it gets when the whole runs on `example_inputs`. `options` as for `export`.
+
+        Raises SpecError for a network that is one part, and what `export` raises.
+        """
+        from edgeq.onnx.export import as_inputs, export
+
+        network = self.integer_network()
+        if not isinstance(network, ConvertedParts):
+            raise SpecError("The network is quantized as a whole: export() writes it.")
+        inputs = inputs_of_parts(network, as_inputs(example_inputs, network.argument_names))
+        return {
+            path: export(part, inputs[path], Path(folder) / f"{path}.onnx", **options)
+            for path, part in network.parts.items()
+        }
 
 
 class QuantizedWrapper(ExportingModule):
     """What calibration and training have in common; the network itself is `module`."""
 
-    module: PreparedModule
+    module: PreparedModule | PartedModule
     is_qat: bool
 
     def __init__(
@@ -103,6 +134,7 @@ class QuantizedWrapper(ExportingModule):
         schedule: Schedule,
         bias_calibration_factor: float,
         untraced: Iterable[str | type[nn.Module]],
+        submodules: Submodules | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -114,9 +146,19 @@ class QuantizedWrapper(ExportingModule):
             raise SpecError(f"bias_calibration_factor must be a number in 0..1, got {factor!r}.")
         spec = load_backend(backend)
         qconfig = settle(load_preset(qconfig_type), spec)
-        steps = () if self.is_qat else qconfig.recovery
-        calibration = Calibration(float(factor), steps)
-        self.module = prepare(model, qconfig, spec, schedule, calibration, self.is_qat, untraced, example_inputs)
+        options = {"is_qat": self.is_qat, "untraced": tuple(untraced)}
+        if submodules is None:
+            self.module = prepare_as_possible(model, qconfig, spec, schedule, float(factor), example_inputs, **options)
+        else:
+            names = (
+                dict.fromkeys(submodules, qconfig)
+                if not isinstance(submodules, Mapping)
+                else {
+                    name: qconfig if preset is None else settle(load_preset(preset), spec)
+                    for name, preset in submodules.items()
+                }
+            )
+            self.module = prepare_parts(model, names, spec, schedule, float(factor), example_inputs, **options)
         self.training = model.training
         self.module.training = model.training
         self.module.apply_mode()
@@ -185,10 +227,10 @@ class QuantizedWrapper(ExportingModule):
 
     def explain(self) -> str:
         """A table of every tensor: how it is quantized, with whom it shares its range, or why it stays float."""
-        return explain(self.module)
+        return explain_parts(self.module) if isinstance(self.module, PartedModule) else explain(self.module)
 
-    def integer_network(self) -> ConvertedModule:
-        return convert(self.module)
+    def integer_network(self) -> ConvertedModule | ConvertedParts:
+        return convert_parts(self.module) if isinstance(self.module, PartedModule) else convert(self.module)
 
     def convert(self) -> IntegerModule:
         """A new module that computes with integers; this one stays as it is.
@@ -213,6 +255,8 @@ class PTCFxModule(QuantizedWrapper):
         num_observer_update_epochs: in how many epochs ranges are observed.
         steps_per_epoch: counts an epoch by steps instead of by ``train()``.
         untraced: submodules, by name or class, that are kept whole and in float.
+        submodules: names of the submodules to quantize, each by itself, while all else of the model stays the Python
+            that it is; or a dict from names to presets (None for `qconfig_type`).
 
     Raises:
         SpecError: an unknown name or key, a preset that the backend cannot run, or nothing to quantize.
@@ -232,9 +276,12 @@ class PTCFxModule(QuantizedWrapper):
         num_observer_update_epochs: int = 1,
         steps_per_epoch: int | None = None,
         untraced: Iterable[str | type[nn.Module]] = (),
+        submodules: Submodules | None = None,
     ) -> None:
         schedule = Schedule(num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch)
-        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced)
+        super().__init__(
+            model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced, submodules
+        )
 
 
 class QATFxModule(QuantizedWrapper):
@@ -242,7 +289,8 @@ class QATFxModule(QuantizedWrapper):
     quantization from the first batch on.
 
     Args:
-        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced: as in `PTCFxModule`.
+        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced, submodules: as in
+            `PTCFxModule`.
         total_epochs: how many epochs the training has.
         num_batch_norm_update_epochs: defaults to total_epochs // 2 - 1, at least 1.
         num_observer_update_epochs: defaults to total_epochs // 2 + 1, at least 1.
@@ -267,6 +315,7 @@ class QATFxModule(QuantizedWrapper):
         bias_calibration_factor: float = 0.0,
         steps_per_epoch: int | None = None,
         untraced: Iterable[str | type[nn.Module]] = (),
+        submodules: Submodules | None = None,
     ) -> None:
         if total_epochs is None:
             raise SpecError(
@@ -275,20 +324,22 @@ class QATFxModule(QuantizedWrapper):
         schedule = Schedule.for_training(
             total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
         )
-        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced)
+        super().__init__(
+            model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced, submodules
+        )
 
 
 class IntegerModule(ExportingModule):
     """A converted network: int8 weights, int32 biases, integers from layer to layer. Inputs and outputs are real."""
 
-    module: ConvertedModule
+    module: ConvertedModule | ConvertedParts
 
-    def __init__(self, module: ConvertedModule) -> None:
+    def __init__(self, module: ConvertedModule | ConvertedParts) -> None:
         super().__init__()
         self.module = module
         self.eval()
 
-    def integer_network(self) -> ConvertedModule:
+    def integer_network(self) -> ConvertedModule | ConvertedParts:
         return self.module
 
     def convert(self) -> IntegerModule:

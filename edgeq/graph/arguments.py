@@ -72,16 +72,29 @@ def call_arguments(
         default = parameter.default
         value = placeholder(name, () if default is EMPTY else (default,))
         wanted = (
-            name in given if given is not None else isinstance(default, Tensor | float) or (only_defaults and name == first)
+            name in given
+            if given is not None
+            else isinstance(default, Tensor | float) or (only_defaults and name == first)
         )
         if default is not EMPTY and not wanted:
             unused.append((value, name, default))
             value = default
+        if given is not None and name in given:
+            value = _unpacked(given[name], value)
         if parameter.kind in POSITIONAL:
             args.append(value)
         else:
             kwargs[name] = value
     return args, kwargs, unused
+
+
+def _unpacked(example: Any, proxy: Any) -> Any:
+    """A proxy of a dict, list or tuple as one of proxies, so that the forward can iterate over it."""
+    if isinstance(example, dict):
+        return type(example)((key, _unpacked(item, proxy[key])) for key, item in example.items())
+    if type(example) in (list, tuple):
+        return type(example)(_unpacked(item, proxy[index]) for index, item in enumerate(example))
+    return proxy
 
 
 def require_default(value: Any, name: str, default: Any) -> None:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from edgeq.graph.face import SHARED, attribute_of
 from edgeq.graph.kinds import module_of
 from edgeq.modules.handover import HandsOver
+from edgeq.modules.layers import shell
 
 _numbers = count()
 
@@ -69,6 +71,23 @@ class Program(nn.Module):
     def get_submodule(self, target: str) -> nn.Module:
         """The user's, or edgeq's, module at a path; the program itself at the empty one."""
         return self.tree.get_submodule(target) if target else self
+
+    def show_face_of(self, module: nn.Module) -> None:
+        """Lets attributes and methods of `module`, whose children this program has, be reached here too: the code
+        around a submodule may ask it for more than its forward.
+        """
+        face = shell(module)
+        for kind in SHARED:
+            face.__dict__[kind] = self.__dict__[kind]
+        self.keep(_face=face)
+
+    @property
+    def face(self) -> nn.Module | None:
+        """The object of the user's class that `show_face_of` made."""
+        return self.__dict__.get("_face")
+
+    def __getattr__(self, name: str) -> Any:
+        return attribute_of(self, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.run_in_user_layout(*args, **kwargs)

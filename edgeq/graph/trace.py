@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 
 from edgeq.errors import TraceError
-from edgeq.graph import attention, transformer_layers  # noqa: F401 - they register their decompositions
+from edgeq.graph import attention, cells, contractions, spellings, transformer_layers  # noqa: F401 - their decompositions
 from edgeq.graph.arguments import bound, call_arguments, require_default
-from edgeq.graph.decompose import FUNCTIONS, decomposition_of
+from edgeq.graph.decompose import decomposition_of, replacement_of
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
@@ -73,8 +73,10 @@ class Tracer(fx.Tracer):
         return result
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        if kind == "call_function" and target in FUNCTIONS:
-            return FUNCTIONS[target](*args, **kwargs)
+        own = replacement_of(kind, target)
+        value = NotImplemented if own is None else own(*args, **kwargs)
+        if value is not NotImplemented:
+            return value
         return super().create_proxy(kind, target, args, kwargs, *rest, **options)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -95,9 +97,11 @@ class Tracer(fx.Tracer):
         return node
 
 
-def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), example_inputs: Any = None) -> fx.Graph:
-    """The graph of `model` in evaluation mode, whose training flags are as before afterwards. What `example_inputs`
-    hold are the inputs of the graph; without them, the arguments without a default.
+def trace(
+    model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), example_inputs: Any = None, training: bool = False
+) -> fx.Graph:
+    """The graph of `model` in evaluation mode, or in training mode; its training flags are as before afterwards. What
+    `example_inputs` hold are the inputs of the graph; without them, the arguments without a default.
 
     Raises TraceError, naming file, line and submodule, for a model that decides by the values of its tensors.
     """
@@ -106,7 +110,7 @@ def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), exampl
     tracer = Tracer(leaves, None if example_inputs is None else bound(model, example_inputs))
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
+        model.train(training)
         return tracer.trace(model)
     except Exception as error:
         raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
@@ -116,7 +120,7 @@ def trace(model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), exampl
 
 
 def _explanation(error: Exception, scope: str, model: nn.Module) -> str:
-    inside = [torch.__file__.rsplit("/", 1)[0], __file__.rsplit("/", 2)[0]]
+    inside = [f"{path.rsplit('/', depth)[0]}/" for path, depth in ((torch.__file__, 1), (__file__, 2))]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(tuple(inside)) and frame.filename[0] != "<"]
     place = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else "unknown"
@@ -124,6 +128,6 @@ def _explanation(error: Exception, scope: str, model: nn.Module) -> str:
     return (
         f"The model cannot be traced: {error}\n  in {where}, at {place}\n"
         "Its forward depends on the value of a tensor, or passes one to code that tracing cannot follow. Ways out: "
-        "write this place without the dependence, or keep the submodule whole, in float, with "
-        "untraced=[name or class]."
+        "write this place without the dependence, keep the submodule whole, in float, with untraced=[name or class], "
+        "or quantize the submodules around it by themselves with submodules=[name, ...]."
     )

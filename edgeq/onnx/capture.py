@@ -118,7 +118,8 @@ def _result_names(example: Any) -> list[str]:
     if len(leaves) == 1 and not leaves[0][0]:
         return ["output"]
     if isinstance(example, dict):
-        return ["_".join(_key(part) for part in path) for path, _ in leaves]
+        names = ["_".join(_key(part) for part in path) for path, _ in leaves]
+        return [f"output_{name}" if name[:1].isdigit() else name for name in names]  # exporters want a letter first
     return ["_".join(["output", *(_key(part) for part in path)]) for path, _ in leaves]
 
 

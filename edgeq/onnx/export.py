@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import ExportError, suggestion
-from edgeq.graph.arguments import describe
+from edgeq.graph.arguments import as_call, describe
 from edgeq.graph.convert import ConvertedModule
 from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
@@ -149,8 +149,13 @@ def write_atomically(data: bytes, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_inputs(inputs: Any) -> tuple[Any, ...]:
-    """The arguments of a model's forward: a tensor, or anything else that is not a tuple, is its only one."""
+def as_inputs(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    """The arguments of a model's forward, which are called `names`: a dict may hold them by name, and a tensor, or
+    anything else that is not a tuple, is its only one.
+    """
+    inputs, by_name = as_call(inputs, names)
+    last = max((names.index(name) for name in by_name), default=-1)
+    inputs = (*inputs, *(by_name.get(name) for name in names[: last + 1]))
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(inputs)):
@@ -158,4 +163,4 @@ def as_inputs(inputs: Any) -> tuple[Any, ...]:
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if any(leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()) for leaf in leaves):
         raise ExportError("The inputs hold NaN or infinity, with which nothing can be compared. Give real data.")
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+    return inputs

@@ -107,7 +107,7 @@ def test_the_error_of_an_untraceable_model_names_file_line_and_submodule():
     lines, first = inspect.getsourcelines(Deciding.forward)
     line = first + next(index for index, text in enumerate(lines) if "if x.sum()" in text)
     with pytest.raises(TraceError) as caught:
-        edgeq.PTCFxModule(model)
+        trace(model)
     message = str(caught.value)
     assert f"{__file__}:{line}: if x.sum() > 0:" in message
     assert "submodule 'blocks.1' (Deciding)" in message

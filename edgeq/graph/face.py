@@ -1,0 +1,50 @@
+"""A module that looks like a user's model from outside, with other modules where some of its own were."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class Faced(nn.Module):
+    """Runs the forward of `face`, an object of the user's own class, whose children, parameters and buffers it has
+    under the same names. What else the face has, attributes and methods, can be reached here too.
+    """
+
+    def __init__(self, face: nn.Module) -> None:
+        super().__init__()
+        for kind in SHARED:
+            self.__dict__[kind] = face.__dict__[kind]
+        self.__dict__["_face"] = face
+        self.training = face.training
+
+    @property
+    def face(self) -> nn.Module:
+        """The object of the user's class."""
+        return self.__dict__["_face"]
+
+    @property
+    def argument_names(self) -> list[str]:
+        """The names of the arguments of the forward, in order."""
+        return list(inspect.signature(self.face.forward).parameters)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.face(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return attribute_of(self, name)
+
+
+def attribute_of(module: nn.Module, name: str) -> Any:
+    """What `module` lacks as an attribute of its own: a child, a parameter, a buffer, or an attribute of its face."""
+    try:
+        return nn.Module.__getattr__(module, name)
+    except AttributeError:
+        face = module.__dict__.get("_face")
+        if face is None or name.startswith("__"):
+            raise
+        return getattr(face, name)
