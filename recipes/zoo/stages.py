@@ -23,16 +23,17 @@ STAGES = ("build", "prepare", "train", "calibrate", "convert", "export", "parity
 @dataclass(frozen=True)
 class Subject:
     """A network, and how it is used. `build` makes it, in eval mode; `inputs` the arguments of its forward for a
-    batch of two, as a tuple. `options` go to edgeq's wrappers. `exports` is false for one of which no file can be
-    made, whoever quantizes it, with the reason in `note`.
+    batch of two, as a tuple, and `targets` what it takes besides in training. `options` go to edgeq's wrappers.
+    With `parts`, those submodules are quantized, and are files of their own; what stands around them stays Python.
     """
 
     name: str
     family: str
     build: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Any, ...]]
+    targets: Callable[[], tuple[Any, ...]] = tuple
     options: dict[str, Any] = field(default_factory=dict)
-    exports: bool = True
+    parts: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -56,7 +57,7 @@ class Verdict:
         return not self.failed
 
 
-class Differs(Exception):
+class DifferenceError(Exception):
     """The file does not compute what was validated."""
 
 
@@ -68,7 +69,7 @@ def walk(subject: Subject, preset: str | None = None) -> Verdict:
     except Exception as error:
         verdict.is_clear = isinstance(error, edgeq.EdgeqError)
         verdict.error = f"{type(error).__name__}: {error}"
-        if not verdict.is_clear and not isinstance(error, Differs):
+        if not verdict.is_clear and not isinstance(error, DifferenceError):
             verdict.error += f"\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}"
         verdict.failed = next(stage for stage in STAGES if stage not in verdict.seconds)
     return verdict
@@ -85,12 +86,12 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
         torch.manual_seed(0)
         network, inputs = subject.build().eval(), subject.inputs()
         settle_norms(network, inputs)
-    options = {"example_inputs": inputs, **subject.options}
+    options = {"example_inputs": inputs, "submodules": subject.parts or None, **subject.options}
     with stage("prepare"):
         training = edgeq.QATFxModule(network, preset, total_epochs=1, **options)
         training.train()
     with stage("train"):
-        _train(training, inputs)
+        _train(training, (*inputs, *subject.targets()))
     del training
     with stage("calibrate"):
         model = edgeq.PTCFxModule(network, preset, **options)
@@ -102,14 +103,16 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
     with stage("convert"):
         converted = model.convert()
         _same(model(*inputs), converted(*inputs), "The converted network differs from the simulated one")
-    if not subject.exports:
-        return
     with stage("export"), tempfile.TemporaryDirectory() as folder:
-        result = converted.export(inputs, Path(folder) / "network.onnx")
+        if subject.parts:
+            results = list(converted.export_parts(inputs, folder).values())
+        else:
+            results = [converted.export(inputs, Path(folder) / "network.onnx")]
     with stage("parity"):
-        if not result.passed:
-            raise Differs(str(result))
-        tensors = [tensor for parity in result.parity for tensor in parity.tensors]
+        failed = [str(result) for result in results if not result.passed]
+        if failed:
+            raise DifferenceError("\n".join(failed))
+        tensors = [tensor for result in results for parity in result.parity for tensor in parity.tensors]
         verdict.unequal = max((tensor.local_unequal / tensor.elements for tensor in tensors), default=0.0)
 
 
@@ -132,7 +135,7 @@ def _train(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     sum(output.float().square().mean() for output in outputs).backward()  # type: ignore[union-attr]
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients or not all(bool(gradient.isfinite().all()) for gradient in gradients):
-        raise Differs("A gradient is not finite, or there is none.")
+        raise DifferenceError("A gradient is not finite, or there is none.")
 
 
 def _measure(model: Any, verdict: Verdict) -> None:
@@ -144,4 +147,4 @@ def _measure(model: Any, verdict: Verdict) -> None:
 def _same(one: Any, other: Any, message: str) -> None:
     for first, second in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
         if isinstance(first, Tensor) and not torch.equal(first, second):
-            raise Differs(f"{message} by up to {(first - second).abs().max():.3g}.")
+            raise DifferenceError(f"{message} by up to {(first - second).abs().max():.3g}.")

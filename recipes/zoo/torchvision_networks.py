@@ -30,6 +30,20 @@ FAMILIES = {
     "torchvision detection": DETECTION,
 }
 SIZES = {"alexnet": 96, "inception_v3": 96, "googlenet": 64, "maxvit_t": 224, "vit_b_16": 64, "densenet121": 64}
+PARTS = {
+    "ssd": ("backbone", "head"),
+    "retinanet": ("backbone", "head"),
+    "fcos": ("backbone", "head"),
+    "fasterrcnn": ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor"),
+    "maskrcnn": (
+        *("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor", "roi_heads.mask_head"),
+        "roi_heads.mask_predictor",
+    ),
+    "keypointrcnn": (
+        *("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor", "roi_heads.keypoint_head"),
+        "roi_heads.keypoint_predictor",
+    ),
+}
 FRAMES = {"s3d": (16, 64), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
 OPTIONS: dict[str, dict[str, Any]] = {"vit_b_16": {"image_size": 64}}
 
@@ -40,13 +54,25 @@ def subject(name: str, family: str) -> Subject:
         frames, size = FRAMES.get(name, (8, 64))
         return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, frames, size, size),))
     if family.endswith("detection"):
-        return Subject(name, family, lambda: _build(name), lambda: (_pictures(),))
+        parts = next(parts for start, parts in PARTS.items() if name.startswith(start))
+        return Subject(name, family, lambda: _build(name), lambda: (_pictures(),), lambda: (_boxes(),), parts=parts)
     size = SIZES.get(name, 64)
     return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, size, size),))
 
 
 def _pictures() -> list[Tensor]:
     return [torch.rand(3, 160, 200), torch.rand(3, 200, 160)]
+
+
+def _boxes() -> list[dict[str, Tensor]]:
+    """What the two pictures show: a box each, with a mask and key points for who wants them."""
+    target = {
+        "boxes": torch.tensor([[20.0, 30.0, 120.0, 130.0]]),
+        "labels": torch.tensor([1]),
+        "masks": torch.ones(1, 160, 200, dtype=torch.uint8),
+        "keypoints": torch.tensor([[[60.0, 80.0, 1.0]] * 17]),
+    }
+    return [target, {**target, "masks": torch.ones(1, 200, 160, dtype=torch.uint8)}]
 
 
 def _build(name: str) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 import edgeq
 from edgeq.errors import SpecError, TraceError
+from edgeq.graph.trace import trace
 from tests.graph.parity import assert_exact, calibrated, images
 from tests.networks import NETWORKS, batches, network
 
