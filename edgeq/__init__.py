@@ -4,9 +4,10 @@ from edgeq.backends import BackendSpec, backend_names, load_backend
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.derive import derive
 from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
-from edgeq.fx import QConfigMapping, convert_fx, prepare_fx, prepare_qat_fx
+from edgeq.fx import convert_fx, prepare_fx, prepare_qat_fx
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.presets import load_preset, preset_names, save_preset
+from edgeq.qconfig_mapping import QConfigMapping
 from edgeq.spec import QConfig, TensorSpec
 from edgeq.version import __version__
 from edgeq.wrapper import IntegerModule, PTCFxModule, QATFxModule

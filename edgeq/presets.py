@@ -15,6 +15,7 @@ from edgeq.spec import QConfig, Rule
 from edgeq.toml import dumps
 
 DEFAULT_NAME = "DEFAULT"
+Preset = str | Path | Mapping[str, Any] | QConfig
 
 
 def data_folder() -> Path:
@@ -29,7 +30,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in data_folder().glob("*.toml"))
 
 
-def load_preset(source: str | Path | Mapping[str, Any] | QConfig | None) -> QConfig:
+def load_preset(source: Preset | None) -> QConfig:
     """The QConfig that `source` names, describes or is; None is the default preset.
 
     Raises SpecError for an unknown name or key, a file that cannot be read, or a value that makes no sense.
@@ -59,7 +60,7 @@ def _load(source: Any, above: tuple[Path, ...]) -> QConfig:
 
 def save_preset(qconfig: QConfig, path: str | Path) -> None:
     """Writes `qconfig` as a file that `load_preset` reads back as an equal QConfig."""
-    Path(path).write_text(dumps(_to_data(qconfig)), encoding="utf-8")
+    Path(path).write_text(dumps(to_data(qconfig)), encoding="utf-8")
 
 
 @lru_cache
@@ -154,8 +155,8 @@ def _full(value: Any) -> dict[str, Any]:
     }
 
 
-def _to_data(qconfig: QConfig) -> dict[str, Any]:
-    """The data of a preset: what differs from a plain QConfig, and its rules in full."""
+def to_data(qconfig: QConfig) -> dict[str, Any]:
+    """Plain data that `load_preset` makes an equal QConfig of: what differs from a plain one, and its rules in full."""
     data, plain = _full(qconfig), _full(QConfig())
     changed: dict[str, Any] = {}
     for key, value in data.items():
@@ -167,7 +168,7 @@ def _to_data(qconfig: QConfig) -> dict[str, Any]:
     if qconfig.rules:
         changed["rules"] = [_rule_data(rule) for rule in qconfig.rules]
     if qconfig.edges is not None:
-        changed["edges"] = _to_data(qconfig.edges)
+        changed["edges"] = to_data(qconfig.edges)
     return changed
 
 

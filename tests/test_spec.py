@@ -6,7 +6,7 @@ import pytest
 
 from edgeq import QConfig, SpecError, TensorSpec
 from edgeq.arithmetic import PowerOfTwoRule, Sign
-from edgeq.spec import WEIGHT, BiasSpec, Method, Rule, ScaleKind
+from edgeq.spec import WEIGHT, BiasSpec, Method, Place, Rule, ScaleKind
 
 
 def refusal(make):
@@ -43,8 +43,13 @@ def test_a_spec_takes_the_words_of_a_file():
         (lambda: QConfig(recovery=("gptq",)), "Unknown recovery step 'gptq'. Known: "),
         (lambda: Rule(name="a", weight=TensorSpec()), "The weight must be symmetric and signed"),
         (lambda: Rule(name="a", activation=TensorSpec(granularity="channel")), "The activation must have granularity"),
-        (lambda: Rule(), "A rule needs exactly one of type, pattern and name, got none of them."),
-        (lambda: Rule(type="a", name="b"), "A rule needs exactly one of type, pattern and name, got ['type', 'name']."),
+        (lambda: Rule(), "A rule needs exactly one of type, pattern and name, or type and name, got none of them."),
+        (
+            lambda: Rule(pattern="a", name="b"),
+            "A rule needs exactly one of type, pattern and name, or type and name, got ['pattern', 'name'].",
+        ),
+        (lambda: Rule(name="a", index=1), "A rule with an index needs type and name, got ['name']."),
+        (lambda: Rule(name="a", type="b", index=-1), "Rule.index must lie in 0..1000000, got -1."),
         (lambda: Rule(pattern="["), "The rule's pattern '[' is no regular expression: "),
     ],
 )
@@ -89,7 +94,7 @@ def test_the_codes_of_a_spec(bits, reduced, signed, codes):
 
 
 def decided(rules, name, types=()):
-    rule = QConfig(rules=tuple(rules)).rule_for(name, types)
+    rule = QConfig(rules=tuple(rules)).rule_for(Place(name, types))
     return None if rule is None else rules.index(rule)
 
 
@@ -126,7 +131,7 @@ def test_of_several_names_the_longest_wins_and_of_other_equals_the_first():
     ],
 )
 def test_what_a_rule_matches(rule, name, matches):
-    assert rule.matches(name, ("conv", "Conv2d")) is matches
+    assert rule.matches(Place(name, ("conv", "Conv2d"))) is matches
 
 
 def test_specs_are_values():
