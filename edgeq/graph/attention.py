@@ -35,8 +35,8 @@ def scaled_dot_product_attention(
     if attn_mask is not None or is_causal:
         scores = mask_scores(scores, attn_mask, True, is_causal)
     weights = torch.softmax(scores, -1)
-    if not (isinstance(dropout_p, float) and dropout_p == 0.0):
-        weights = functional.dropout(weights, dropout_p)
+    # The caller drops nothing in evaluation, in which it is traced: the rate is that of its trace in training.
+    weights = functional.dropout(weights, dropout_p, training=bool(dropout_p))
     return torch.matmul(weights, value)
 
 

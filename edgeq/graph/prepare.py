@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,22 +10,44 @@ from torch import fx, nn
 
 from edgeq.backends import BackendSpec
 from edgeq.errors import SpecError
-from edgeq.graph.annotate import Annotation, Group, annotate, node_name
+from edgeq.graph.annotate import Annotation, Group, annotate
+from edgeq.graph.capture import capture
 from edgeq.graph.fuse import Chain
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
+from edgeq.graph.passes import Wanted, measure, rewrite_graph
+from edgeq.graph.places import node_name
 from edgeq.graph.prepared import RESERVED, PreparedModule, Quantization
-from edgeq.graph.rewrite import dropout_modules, functionalize, reshape_views
-from edgeq.graph.trace import trace
+from edgeq.graph.rewrite import (
+    drop_unread,
+    dropout_modules,
+    functionalize,
+    put_input_first,
+    reshape_views,
+)
+from edgeq.graph.tuples import name_parts
+from edgeq.modules.affine import Affine
+from edgeq.modules.computed import take_over_hooks
+from edgeq.modules.embedding import QuantizedEmbedding, QuantizedEmbeddingBag, TableQuantizer, reference
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
 from edgeq.modules.operation import Operation
+from edgeq.modules.recurrent import QuantizedGRU, QuantizedLSTM, QuantizedRNN
+from edgeq.modules.stored import StoredWeights
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.quantizers.weight import WeightQuantizer
 from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
-from edgeq.spec import QConfig, TensorSpec
+from edgeq.spec import Method, QConfig, TensorSpec
+
+STORED: dict[type[nn.Module], type[StoredWeights]] = {
+    nn.Embedding: QuantizedEmbedding,
+    nn.EmbeddingBag: QuantizedEmbeddingBag,
+    nn.LSTM: QuantizedLSTM,
+    nn.GRU: QuantizedGRU,
+    nn.RNN: QuantizedRNN,
+}
 
 
 def prepare(
@@ -35,21 +58,27 @@ def prepare(
     calibration: Calibration,
     is_qat: bool,
     untraced: Iterable[str | type[nn.Module]] = (),
+    example_inputs: Any = None,
+    rewrites: Wanted | None = None,
 ) -> PreparedModule:
     """The network that `model` becomes under a settled `qconfig`. It shares the model's parameters, not its
-    modules: the model itself stays a float network.
+    modules: the model itself stays a float network. `rewrites` says which rewrites of the graph run, and which not.
 
     Raises TraceError for a model that cannot be captured, and SpecError for one without any layer to quantize.
     """
     if hasattr(model, RESERVED):
         raise SpecError(f"The model already has an attribute {RESERVED!r}, where edgeq keeps its state: rename it.")
-    graph, root = _traced(model, untraced)
+    graph, root = _traced(model, untraced, example_inputs)
+    put_input_first(graph)
     for path in functionalize(graph, root):
         root.get_submodule(path).inplace = False  # type: ignore[assignment]
+    drop_unread(graph)
     reshape_views(graph)
+    name_parts(graph, root)
     dropouts = nn.ModuleDict(dropout_modules(graph))
     quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts)
     root.add_module(RESERVED, quantization)
+    changes, before = rewrite_graph(graph, root, qconfig, is_qat, rewrites, example_inputs)
     annotation = annotate(graph, root, qconfig)
     if not annotation.weights:
         raise SpecError(
@@ -61,16 +90,23 @@ def prepare(
     nodes = set(graph.nodes)
     groups = {node.name: group.name for node, group in annotation.group_of.items() if node in nodes}
     reasons = {node.name: reason for node, reason in annotation.reasons.items() if node in nodes}
-    return PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, groups, reasons)
+    ruled = {node for node in nodes if node.name in groups or node in annotation.weights}
+    places = {node.name: place for node, place in annotation.places.items() if node in ruled}
+    decided = groups, reasons, places, changes
+    prepared = PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, *decided)
+    measure(prepared, before, example_inputs)
+    return prepared
 
 
-def _traced(model: nn.Module, untraced: Iterable[str | type[nn.Module]]) -> tuple[fx.Graph, nn.Module]:
+def _traced(
+    model: nn.Module, untraced: Iterable[str | type[nn.Module]], example_inputs: Any
+) -> tuple[fx.Graph, nn.Module]:
     """A graph of our own and the tree that it is to run over. Constants that tracing met, which it leaves in the
     model as attributes, go with the tree.
     """
     known = set(vars(model))
     try:
-        graph = _copied(trace(model, untraced))
+        graph = _copied(capture(model, untraced, example_inputs))
         return graph, shell_tree(model)
     finally:
         for name in set(vars(model)) - known:
@@ -115,19 +151,26 @@ class _Builder:
         heads = {chain.tail: chain for chain in self.annotation.chains.values()}
         producers = {node for group in self.annotation.groups for node in group.producers}
         for node in list(self.graph.nodes):
+            if node in self.annotation.weights and node not in self.annotation.chains:
+                self._stored_weights(node)
             if node in self.annotation.chains:
                 self._chain(self.annotation.chains[node])
             elif node in producers and node not in heads:
                 self._insert(node, node, None, None, fresh=self._is_fresh(node))
-        for node in list(self.graph.nodes):
-            if node.op == "get_attr" and not node.users:  # the parameters of a functional layer
-                self.graph.erase_node(node)
+        drop_unread(self.graph)  # the parameters of functional layers
 
     def _quantizer(self, group: Group) -> TensorQuantizer:
-        observer = group.spec.training_observer if self.is_qat else group.spec.observer
-        quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed)
+        observer = self._observer(group.spec)
+        if group.table is not None:
+            owner = self._table_owner(group.table)
+            quantizer: TensorQuantizer = TableQuantizer(group.name, group.spec, observer, owner)
+        else:
+            quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed)
         self.quantization.tensors.add_module(group.name, quantizer)
         return quantizer
+
+    def _observer(self, spec: TensorSpec) -> Method:
+        return spec.training_observer if self.is_qat else spec.observer
 
     def _target(self, node: fx.Node) -> TensorQuantizer | None:
         group = self.annotation.group_of.get(node)
@@ -151,6 +194,8 @@ class _Builder:
         for reader in readers:
             reader.replace_input_with(tail, quantized)
         self.annotation.group_of[quantized] = self.annotation.group_of.pop(tail)
+        if node.op.startswith("call") and node not in self.annotation.reasons:
+            self.annotation.places[quantized] = self.annotation.places[node]
 
     def _chain(self, chain: Chain) -> None:
         if chain.head in self.annotation.weights:  # not by its module, which an earlier call may have replaced
@@ -181,19 +226,28 @@ class _Builder:
                 "of the output must be fixed beforehand: set output_padding in the constructor instead."
             )
         operation = Operation.of_module(module) if module is not None else Operation.of_call(head)
-        norm: Any = None if chain.norm is None else module_of(chain.norm, self.root)
+        first = chain.nodes[0]
+        source = data_inputs(first, module_of(first, self.root))[0]
         site = Site(
             node_name(head),
-            self._source(data_inputs(head, module)[0]),
+            self._source(source),
             self._target(chain.tail),
-            norm,
             chain.floor,
             chain.ceiling,
             self.qconfig.bias.bits,
+            **self._folds(chain),
         )
         layer = self._quantized_layer(head, module)
         layer.start(site, operation, self._weight_quantizer(head, layer, operation), operation.channels(layer.weight))
-        self._call(chain, self._paths[layer], (data_inputs(head, module)[0],))
+        self._call(chain, self._paths[layer], (source,))
+
+    def _folds(self, chain: Chain) -> dict[str, Any]:
+        """What is folded into a layer, as `Folds` takes it."""
+        before, norm, affine = (
+            None if node is None else module_of(node, self.root) for node in (chain.before, chain.norm, chain.affine)
+        )
+        numbers = {"factor": affine.factor, "offset": affine.offset} if isinstance(affine, Affine) else {}
+        return {"before": before, "norm": norm, **numbers}
 
     def _quantized_layer(self, head: fx.Node, module: nn.Module | None) -> QuantizedLayer:
         """The module that the head is to call: the user's own one as a quantized layer at its first call, a
@@ -203,6 +257,7 @@ class _Builder:
         path = str(head.target)
         if module is not None and path not in self.replaced:
             layer = shell(module, QUANTIZED[_exact_type(module)])
+            take_over_hooks(layer)
             self.root.set_submodule(path, layer)
             self.replaced.add(path)
         else:
@@ -216,21 +271,53 @@ class _Builder:
     def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
         if module is not None:
             return Owner(module, "weight", module, None if module.bias is None else "bias")
-        weight, bias = (_attribute(_argument(head, *at)) for at in ((1, "weight"), (2, "bias")))
+        weight, rows = _stored(_argument(head, 1, "weight"))
+        bias, bias_rows = _stored(_argument(head, 2, "bias"))
         owner, _, name = str(weight.target).rpartition(".")
         bias_owner, _, bias_name = (owner, "", None) if bias is None else str(bias.target).rpartition(".")
-        return Owner(self.root.get_submodule(owner), name, self.root.get_submodule(bias_owner), bias_name)
+        modules = self.root.get_submodule(owner), self.root.get_submodule(bias_owner)
+        return Owner(modules[0], name, modules[1], bias_name, rows, bias_rows)
 
     def _weight_quantizer(self, head: fx.Node, layer: QuantizedLayer, operation: Operation) -> WeightQuantizer:
         spec: TensorSpec = self.annotation.weights[head]
         weight = layer.weight
         return WeightQuantizer(
             spec,
-            spec.training_observer if self.is_qat else spec.observer,
+            self._observer(spec),
             weight.shape[operation.weight_axis],
             operation.weight_axis,
             offset_shape=weight.shape if "compensated_rounding" in self.qconfig.recovery and not self.is_qat else None,
         )
+
+    # ---- weights that are only kept as integers
+
+    def _table_owner(self, node: fx.Node) -> Owner:
+        module = module_of(node, self.root)
+        if module is not None:
+            return Owner(module, "weight", module, None)
+        weight, rows = _stored(_argument(node, 1, "weight"))
+        path, _, name = str(weight.target).rpartition(".")
+        owner = self.root.get_submodule(path)
+        return Owner(owner, name, owner, None, rows)
+
+    def _stored_weights(self, node: fx.Node) -> None:
+        """Lets the node call a layer with quantized weights. A table whose codes are moved stays what it is: the
+        quantizer behind its look-ups knows it.
+        """
+        module, spec = module_of(node, self.root), self.annotation.weights[node]
+        is_moved = node in self.annotation.tables
+        if module is None:
+            layer, arguments = reference(node, self._table_owner(node), is_moved)
+            self.quantization.layers.add_module(node.name, layer)
+            node.op, node.target = "call_module", f"{RESERVED}.layers.{node.name}"
+            node.args, node.kwargs = arguments, {}
+        elif is_moved or isinstance(module, StoredWeights):
+            return
+        else:
+            layer = shell(module, STORED[type(module)])
+            self.root.set_submodule(str(node.target), layer)
+        if isinstance(layer, StoredWeights):
+            layer.start(spec, self._observer(spec))
 
     def _matmul(self, chain: Chain) -> None:
         head = chain.head
@@ -251,19 +338,23 @@ class _Builder:
         with self.graph.inserting_after(chain.tail):
             call = self.graph.call_module(path, args)
         chain.tail.replace_all_uses_with(call)
-        for node in (chain.clip, chain.norm, chain.head):
-            if node is not None:
-                self.graph.erase_node(node)
+        for node in reversed(chain.nodes):
+            self.graph.erase_node(node)
         self.annotation.group_of[call] = self.annotation.group_of[chain.tail]
+        self.annotation.places[call] = self.annotation.places[chain.head]
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _attribute(node: Any) -> Any:
-    """The attribute itself, where another reader of it has a quantizer put behind it."""
-    return node if node is None or node.op == "get_attr" else node.args[0]
+def _stored(node: Any) -> tuple[Any, slice | None]:
+    """The attribute that a parameter of a functional layer is, and the rows of it if it is not all."""
+    rows = None
+    while node is not None and node.op != "get_attr":  # rows are picked, or another reader has a quantizer behind it
+        rows = node.args[1] if node.target is operator.getitem else rows
+        node = node.args[0]
+    return node, rows
 
 
 def _exact_type(module: nn.Module) -> type[nn.Module]:

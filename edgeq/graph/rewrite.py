@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn import functional
 
 from edgeq.errors import TraceError
 from edgeq.graph.aliases import Aliases
+from edgeq.graph.conditions import DROPOUTS, argument
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import operator_of
 from edgeq.graph.put import put
@@ -33,14 +36,15 @@ IN_PLACE_FUNCTIONS: dict[Any, Any] = {
 }
 
 
-DROPOUTS: dict[Any, type[nn.Module]] = {
-    functional.dropout: nn.Dropout,
-    functional.dropout1d: nn.Dropout1d,
-    functional.dropout2d: nn.Dropout2d,
-    functional.dropout3d: nn.Dropout3d,
-    functional.alpha_dropout: nn.AlphaDropout,
-    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
+def put_input_first(graph: fx.Graph) -> None:
+    """Lets PyTorch's functions and modules have their data by position, ``relu(input=x)`` too: the passes that follow
+    look for it there.
+    """
+    for node in graph.nodes:
+        name = next((name for name in ("input", "tensors") if name in node.kwargs), None)
+        if name is not None and not node.args and node.op in ("call_function", "call_module"):
+            node.args = (node.kwargs[name],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
 
 
 def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
@@ -119,9 +123,12 @@ def drop_unread(graph: fx.Graph) -> None:
 
 def reshape_views(graph: fx.Graph) -> None:
     """Turns `view` into `reshape`, which gives the same numbers for any order of memory: edgeq evaluates
-    convolutions with the channels last. And `x.mT` into a transpose, which exporters know.
+    convolutions with the channels last. And `x.mT` into a transpose, and `x.data` into `x.detach()`, which exporters
+    know.
     """
     for node in graph.nodes:
+        if node.target is getattr and node.args[1] == "data":
+            node.op, node.target, node.args = "call_method", "detach", (node.args[0],)
         if node.target is getattr and node.args[1] == "mT":
             node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
         if node.op != "call_method" or any(isinstance(value, torch.dtype) for value in node.args):
@@ -129,9 +136,46 @@ def reshape_views(graph: fx.Graph) -> None:
         node.target = {"view": "reshape", "view_as": "reshape_as"}.get(str(node.target), node.target)
 
 
+def drop_constant_dropouts(graph: fx.Graph, in_training: Callable[[], fx.Graph]) -> None:
+    """Takes out the dropouts that the program never lets drop anything, ``training=False``. In `graph`, traced in
+    evaluation mode, those that follow the mode look the same; `in_training` traces the model in training mode, where
+    the two differ. It is called only if there are any.
+    """
+    calls = _dropouts(graph)
+    if not any(_training(node) is False for nodes in calls.values() for node in nodes):
+        return
+    try:
+        with torch.random.fork_rng(devices=()):
+            others = _dropouts(in_training())
+    except TraceError:
+        return
+    for place, nodes in calls.items():
+        pairs = zip(nodes, others[place], strict=True) if len(nodes) == len(others[place]) else ()
+        for node, other in pairs:
+            if _training(node) is _training(other) is False:
+                node.replace_all_uses_with(argument(node, 0, "input"))
+                graph.erase_node(node)
+            elif argument(node, 1, "p", 0.5) != argument(other, 1, "p", 0.5):
+                node.args, node.kwargs = (node.args[0], argument(other, 1, "p", 0.5), False), {}
+
+
+def _dropouts(graph: fx.Graph) -> dict[Any, list[fx.Node]]:
+    """The calls of functional dropouts by what they call and where."""
+    found: dict[Any, list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in DROPOUTS:
+            found[node.target, node.meta.get(SCOPE)].append(node)
+    return found
+
+
+def _training(dropout: fx.Node) -> Any:
+    return argument(dropout, 2, "training", True)
+
+
 def dropout_modules(graph: fx.Graph) -> dict[str, nn.Module]:
     """Turns calls of `functional.dropout` and its like that follow the mode of the model into modules, so that they
-    go on following it. The graph was traced in evaluation mode, so these are the ones with ``training=False``.
+    go on following it. The graph was traced in evaluation mode, so these are the ones with ``training=False``; those
+    that are never to drop anything are gone.
     """
     modules: dict[str, nn.Module] = {}
     for node in list(graph.nodes):

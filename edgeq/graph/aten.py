@@ -1,0 +1,234 @@
+"""Operators of ATen, which torch.export records, as the functions and methods that edgeq's table knows.
+
+Each function here takes the arguments of the ATen operator of its name, proxies of tensors among them, and calls
+what a user would have called.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from edgeq.graph.attention import scaled_dot_product_attention
+
+END = 2**63 - 1  # how ATen says that a slice has no end
+CHECKS = {
+    *("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range", "_check_is_size"),
+    *("sym_constrain_range_for_size", "_functional_assert_async"),
+}  # what export adds to see its assumptions hold
+DROPPED_KEYWORDS = ("pin_memory", "layout", "memory_format", "non_blocking", "implicit")
+
+SPECIAL: dict[str, Callable[..., Any]] = {}
+
+
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    SPECIAL[function.__name__.strip("_")] = function
+    return function
+
+
+def raised(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What stands for a call of `target`; None for a check. What no function of PyTorch's own is there for is
+    called as it is.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return target(*args, **kwargs)
+    name = target._schema.name.split("::")[1]
+    if name in CHECKS:
+        return None
+    kwargs = {key: value for key, value in kwargs.items() if key not in DROPPED_KEYWORDS and value is not None}
+    if target.namespace != "aten":
+        return _recorded(target, args, kwargs)
+    if name.endswith("_") and hasattr(Tensor, name):
+        return getattr(args[0], name)(*args[1:], **kwargs)
+    if name in SPECIAL:
+        return SPECIAL[name](*args, **kwargs)
+    for place in (torch, F):
+        if hasattr(place, name):
+            return getattr(place, name)(*args, **kwargs)
+    if hasattr(Tensor, name):
+        return getattr(args[0], name)(*args[1:], **kwargs)
+    return _recorded(target, args, kwargs)
+
+
+def _recorded(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call of `target` itself, which does not know proxies."""
+    proxy = next(leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
+    return proxy.tracer.create_proxy("call_function", target, args, kwargs)
+
+
+# ---- layers and what follows them
+
+
+@_named
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    return F.linear(x, weight, bias)
+
+
+@_named
+def _embedding(weight: Any, indices: Any, padding_idx: int = -1, *_: Any) -> Any:
+    return F.embedding(indices, weight, None if padding_idx < 0 else padding_idx)
+
+
+@_named
+def _batch_norm(
+    x: Any, weight: Any, bias: Any, mean: Any, var: Any, train: bool, momentum: float, eps: float, _: Any
+) -> Any:
+    return F.batch_norm(x, mean, var, weight, bias, train, momentum, eps)
+
+
+@_named
+def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+@_named
+def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
+@_named
+def _dropout(x: Any, p: float, train: bool) -> Any:
+    return F.dropout(x, p, training=train)
+
+
+@_named
+def _scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
+    return scaled_dot_product_attention(*args, **kwargs)
+
+
+# ---- activations: the Python functions, which are the ones that the table holds
+
+
+@_named
+def _hardtanh(x: Any, low: float = -1.0, high: float = 1.0) -> Any:
+    return F.hardtanh(x, low, high)
+
+
+for _name in (
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "softplus",
+    "relu6",
+    "celu",
+    "selu",
+):
+    SPECIAL[_name] = getattr(F, _name)
+for _name in (
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "adaptive_avg_pool1d",
+):
+    SPECIAL[_name] = getattr(F, _name)
+for _name in (
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+):
+    SPECIAL[_name] = getattr(F, _name)
+
+
+@_named
+def _softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    return torch.softmax(x, dim)
+
+
+@_named
+def _constant_pad_nd(x: Any, pad: Any, value: float = 0.0) -> Any:
+    return F.pad(x, pad, "constant", value)
+
+
+# ---- shapes and parts
+
+
+@_named
+def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
+    end = None if isinstance(end, int) and end >= END else end
+    if start in (None, 0) and end is None and step == 1:
+        return x
+    part = slice(start or None, end, None if step == 1 else step)
+    if dim < 0:
+        return x[(..., part, *[slice(None)] * (-dim - 1))]
+    return x[(*[slice(None)] * dim, part)]
+
+
+@_named
+def _index(x: Any, indices: list[Any]) -> Any:
+    return x[tuple(slice(None) if index is None else index for index in indices)]
+
+
+@_named
+def _split_with_sizes(x: Any, sizes: Any, dim: int = 0) -> Any:
+    return torch.split(x, sizes, dim)
+
+
+@_named
+def _view(x: Any, size: Any) -> Any:
+    return x.reshape(size)
+
+
+@_named
+def _to(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return x.to(*[value for value in args if isinstance(value, torch.dtype | torch.device)], **kwargs)
+
+
+@_named
+def _sym_size(x: Any, dim: int) -> Any:
+    return x.size(dim)
+
+
+@_named
+def _alias(x: Any) -> Any:
+    return x
+
+
+SPECIAL["_to_copy"] = _to
+SPECIAL["lift_fresh_copy"] = SPECIAL["lift_fresh"] = _alias
+
+
+def _interpolate(mode: str) -> Callable[..., Any]:
+    def resize(x: Any, size: Any, *rest: Any) -> Any:
+        *align, factors = rest
+        corners = bool(align[0]) if align and mode not in ("nearest", "nearest-exact") else None
+        factors = factors if size is None else None
+        return F.interpolate(x, size, factors, mode, corners)
+
+    return resize
+
+
+for _name, _mode in (
+    *((f"upsample_nearest{rank}d", "nearest") for rank in (1, 2, 3)),
+    *((f"_upsample_nearest_exact{rank}d", "nearest-exact") for rank in (1, 2, 3)),
+    *(("upsample_linear1d", "linear"), ("upsample_bilinear2d", "bilinear"), ("upsample_trilinear3d", "trilinear")),
+    ("upsample_bicubic2d", "bicubic"),
+):
+    SPECIAL[_name] = _interpolate(_mode)
+
+
+# ---- arithmetic
+
+
+@_named
+def _rsub(x: Any, other: Any, alpha: Any = 1) -> Any:
+    return other - x if alpha == 1 else other - x * alpha
+
+
+for _name in ("add", "sub", "mul", "div"):
+    SPECIAL[_name] = getattr(torch, _name)
+SPECIAL["pow"] = operator.pow

@@ -1,0 +1,247 @@
+"""Capture through torch.export, for what symbolic tracing cannot follow: a forward that looks at shapes.
+
+torch.export runs a model in one mode and records operators of ATen over flat inputs. Here the recording becomes a
+graph over the user's own modules again: the nodes that a leaf module, such as a batch norm or a dropout, has left
+are one call of that module, which goes on following `train()` and `eval()`; all others are the functions that a
+user calls. Sizes stay open as far as the model lets them, so that batch and image size may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from edgeq.errors import TraceError
+from edgeq.graph.arguments import as_call, bound, require_default
+from edgeq.graph.aten import raised
+from edgeq.graph.decompose import decomposition_of
+from edgeq.graph.trace import SCOPE, Tracer
+from edgeq.modules.stubs import DeQuantStub, QuantStub
+
+TOLERANCE = 1e-4  # of the greatest output: what another order of float operations comes to, and no more
+CALL_NUMBER = re.compile(r"@\d+$")  # which torch.export appends to the path of a module that is called again
+
+
+@torch.no_grad()
+def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], example_inputs: Any) -> fx.Graph:
+    """The graph of `model` in evaluation mode, taken where `example_inputs` lead. Tensors that the model makes are
+    left in it as attributes.
+
+    Raises TraceError when torch.export cannot follow either, or when its graph computes something else.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        exported = _export(model, example_inputs)
+        graph = _Raised(model, exported, leaves, bound(model, example_inputs)).graph
+        _compare(model, graph, example_inputs)
+        return graph
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _export(model: nn.Module, example_inputs: Any) -> Any:
+    if any(isinstance(module, QuantStub | DeQuantStub) for module in model.modules()):
+        raise TraceError("torch.export does not see the stubs that mark a region.")
+    args, kwargs = as_call(example_inputs, inspect.signature(model.forward).parameters)
+    auto = torch.export.Dim.AUTO
+    shapes = pytree.tree_map(
+        lambda x: dict.fromkeys(range(x.dim()), auto) if isinstance(x, Tensor) else None, bound(model, example_inputs)
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # of many kinds, torch's and the model's own
+        raise TraceError(f"torch.export: {str(error).strip().splitlines()[0]}") from error
+
+
+class _Raised:
+    """The recording of torch.export as `graph`, over the modules of `model`."""
+
+    def __init__(
+        self, model: nn.Module, exported: Any, leaves: Iterable[str | type[nn.Module]], given: dict[str, Any]
+    ) -> None:
+        self.model, self.exported, self.given = model, exported, given
+        self.graph = fx.Graph()
+        self.tracer = Tracer(leaves)
+        self.appending = fx.proxy.GraphAppendingTracer(self.graph)
+        self.values: dict[fx.Node, Any] = {}
+        self._inputs()
+        nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
+        for key, members in itertools.groupby(nodes, self._call_of):
+            group = list(members)
+            if key is None or not self._module_call(key[1], group):
+                for node in group:
+                    self._node(node)
+        self._output()
+
+    # ---- inputs and outputs
+
+    def _inputs(self) -> None:
+        """Placeholders for the arguments of the forward; parameters, buffers and constants as attributes."""
+        leaves: list[Any] = []
+        for name, parameter in inspect.signature(self.model.forward).parameters.items():
+            if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
+                continue
+            default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
+            proxy = self._proxy(self.graph.create_node("placeholder", name, default, {}))
+            if name in self.given:
+                leaves += _leaves(self.given[name], proxy)
+            else:
+                require = self.graph.call_function(require_default, (proxy.node, name, *default))
+                require.meta[SCOPE] = ""
+        placeholders = {node.name: node for node in self.exported.graph.nodes if node.op == "placeholder"}
+        rest = iter(leaves)
+        for spec in self.exported.graph_signature.input_specs:
+            node = placeholders[spec.arg.name]
+            if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
+                self.values[node] = next(rest)
+            else:
+                self.values[node] = _Attribute(spec.target)
+                if spec.target in self.exported.constants and not hasattr(self.model, spec.target):
+                    setattr(self.model, spec.target, self.exported.constants[spec.target])
+
+    def _output(self) -> None:
+        (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
+        flat = [self._value(value) for value in output.args[0]]
+        result = pytree.tree_unflatten(flat, self.exported.call_spec.out_spec)
+        self.graph.output(self._argument(self._structure(result)))
+
+    def _structure(self, value: Any) -> Any:
+        """`value` with objects that hold tensors, which graphs do not, made by a call of their class."""
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            held = {key: self._argument(self._structure(item)) for key, item in fields.items() if item is not None}
+            return self._proxy(self.graph.call_function(type(value), (), held))
+        if isinstance(value, dict):
+            return {key: self._structure(item) for key, item in value.items()}
+        if isinstance(value, list | tuple) and type(value) in (list, tuple):
+            return type(value)(self._structure(item) for item in value)
+        return value
+
+    # ---- nodes
+
+    def _proxy(self, node: fx.Node) -> fx.Proxy:
+        node.meta.setdefault(SCOPE, "")
+        return fx.Proxy(node, self.appending)
+
+    def _argument(self, value: Any) -> Any:
+        return pytree.tree_map(lambda item: item.node if isinstance(item, fx.Proxy) else item, value)
+
+    def _value(self, value: Any) -> Any:
+        """What stands for a value of the recording; an attribute is looked up once it is needed."""
+        if not isinstance(value, fx.Node):
+            return value
+        found = self.values[value]
+        if isinstance(found, _Attribute):
+            found = self.values[value] = self._proxy(self.graph.get_attr(found.path))
+        return found
+
+    def _node(self, node: fx.Node) -> None:
+        known = len(self.graph.nodes)
+        args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
+        args, kwargs = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # plain containers
+        self.values[node] = raised(node.target, args, kwargs)
+        path = self._path(node)
+        for made in list(self.graph.nodes)[known:]:
+            made.meta[SCOPE] = path
+
+    def _path(self, node: fx.Node) -> str:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = CALL_NUMBER.sub("", stack[-1][0]) if stack else ""
+        return "" if path.startswith("_empty") else path
+
+    def _call_of(self, node: fx.Node) -> tuple[str, str] | None:
+        """The call of a leaf module that a node was recorded in: a key of its own, and the path of the module."""
+        for key, (name, _) in (node.meta.get("nn_module_stack") or {}).items():
+            path = CALL_NUMBER.sub("", name)
+            if not path or path.startswith("_empty"):
+                continue
+            module = self.model.get_submodule(path)
+            if self.tracer.is_leaf_module(module, path) and decomposition_of(module) is None:
+                return key, path
+        return None
+
+    def _module_call(self, path: str, group: list[fx.Node]) -> bool:
+        """Records a group as one call of the module at `path`; false when it is more than a function of a tensor."""
+        inside = set(group)
+        outer: list[fx.Node] = []
+        for node in group:
+            outer += [
+                source
+                for source in node.all_input_nodes
+                if source not in inside and source not in outer and isinstance(source.meta.get("val"), Tensor)
+            ]
+        inputs = [source for source in outer if not isinstance(self.values.get(source), _Attribute)]
+        inputs = [source for source in inputs if not self._is_own(source, path)]
+        read = [node for node in group if any(user not in inside for user in node.users)]
+        module = self.model.get_submodule(path)
+        if len(inputs) != 1 or not read or (len(read) > 1 and not isinstance(module, nn.RNNBase)):
+            return False
+        call = self._proxy(self.graph.call_module(path, (self._argument(self._value(inputs[0])),)))
+        call.node.meta[SCOPE] = path
+        for node in read:
+            self.values[node] = _item_of(call, module, node)
+        return True
+
+    def _is_own(self, source: fx.Node, path: str) -> bool:
+        """Whether a value is an attribute of the module at `path`, looked up before."""
+        value = self.values.get(source)
+        is_attribute = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
+        return is_attribute and str(value.node.target).startswith(f"{path}.")  # type: ignore[union-attr]
+
+
+@dataclasses.dataclass
+class _Attribute:
+    path: str
+
+
+def _leaves(example: Any, proxy: Any) -> list[Any]:
+    """A proxy for each leaf of an argument, in the order in which torch.export flattens it."""
+    found = []
+    for path, leaf in pytree.tree_flatten_with_path(example)[0]:
+        item = proxy
+        for part in path:
+            item = (
+                getattr(item, part.name)
+                if hasattr(part, "name")
+                else item[getattr(part, "key", getattr(part, "idx", None))]
+            )
+        found.append(item if isinstance(leaf, Tensor) else leaf)
+    return found
+
+
+def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
+    """What a node of the recording is of the result of its module's call."""
+    if not isinstance(module, nn.RNNBase) or node.target is not __import__("operator").getitem:
+        return call
+    number = node.args[1]
+    if number == 0:
+        return call[0]
+    return call[1][number - 1] if isinstance(module, nn.LSTM) else call[1]
+
+
+def _compare(model: nn.Module, graph: fx.Graph, example_inputs: Any) -> None:
+    """Raises TraceError when the graph does not compute what the model does."""
+    args, kwargs = as_call(example_inputs, inspect.signature(model.forward).parameters)
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    given = bound(model, example_inputs)
+    defaults = {str(node.target): node.args[0] for node in graph.nodes if node.op == "placeholder" and node.args}
+    expected = pytree.tree_leaves(model(*args, **kwargs))
+    found = pytree.tree_leaves(fx.Interpreter(model, graph=graph).run(*({**defaults, **given}[name] for name in names)))
+    for ours, theirs in zip(found, expected, strict=True):
+        if isinstance(theirs, Tensor) and theirs.is_floating_point() and theirs.numel():
+            difference = float((ours - theirs).abs().max())
+            if not difference <= TOLERANCE * max(float(theirs.abs().max()), 1e-6):
+                raise TraceError(f"The graph that torch.export gave differs from the model by up to {difference:.3g}.")
