@@ -1,19 +1,20 @@
 """Modules and functions that PyTorch computes in one opaque call, written out in operations that are quantized.
 
 While a model is traced, a module whose forward is the one of a class in `MODULES`, or a call of a function in
-`FUNCTIONS`, is replaced by the function here. They compute over the module's own parameters, so that no key of
-its state dict changes. A further one registers itself with `decomposes`.
+`FUNCTIONS` or of a method in `METHODS`, is replaced by the function here. They compute over the module's own
+parameters, so that no key of its state dict changes. A further one registers itself with `decomposes` or `replaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {}
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
+METHODS: dict[str, Callable[..., Any]] = {}
 REFUSALS: dict[type[nn.Module], Callable[[Any], bool]] = {}
 
 
@@ -44,11 +45,23 @@ def decomposition_of(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def replaces(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function that stands for calls of another one."""
+def replaces(
+    *functions: Callable[..., Any], methods: Iterable[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function that stands for calls of others, and of methods of tensors. Where it returns
+    NotImplemented the call stays as it is.
+    """
 
     def register(own: Callable[..., Any]) -> Callable[..., Any]:
-        FUNCTIONS[function] = own
+        FUNCTIONS.update(dict.fromkeys(functions, own))
+        METHODS.update(dict.fromkeys(methods, own))
         return own
 
     return register
+
+
+def replacement_of(kind: str, target: Any) -> Callable[..., Any] | None:
+    """What stands for a call that a graph would record as a node of this kind; None for any that stays."""
+    if kind == "call_method":
+        return METHODS.get(target)
+    return FUNCTIONS.get(target) if kind == "call_function" else None

@@ -29,8 +29,8 @@ def mover(node: Any, module: nn.Module | None, codes: Codes) -> OnCodes:
     pooling = None if module is None else MaxPoolCodes.of_module(module)
     if pooling is not None:
         return OnCodes(pooling, on_reals, codes)
-    needs_float = row.name == "interpolate" or "pool" in called_name(node, module)
-    return OnCodes(_function(node, module), on_reals, codes, as_float=needs_float)
+    needs_float = row.name in ("interpolate", "unfold") or "pool" in called_name(node, module)
+    return OnCodes(_function(node, module), on_reals, codes, as_float=needs_float, centred=row.zeros)
 
 
 def called_name(node: fx.Node, module: nn.Module | None) -> str:

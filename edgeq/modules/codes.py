@@ -154,14 +154,21 @@ class Dequantize(Codes):
 
 class OnCodes(nn.Module):
     """An operation that only moves or picks values, done on the codes themselves by `on_codes`; an exporter
-    reads `on_reals` between two conversions. `as_float` is for kernels that PyTorch lacks for small integers.
+    reads `on_reals` between two conversions. `as_float` is for kernels that PyTorch lacks for small integers,
+    `centred` for operations that put zeros among the values: zero is the code of zero there.
     """
 
     def __init__(
-        self, on_codes: Callable[..., Any], on_reals: Callable[..., Any], codes: Codes, as_float: bool = False
+        self,
+        on_codes: Callable[..., Any],
+        on_reals: Callable[..., Any],
+        codes: Codes,
+        as_float: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
-        self.on_codes, self.on_reals, self.codes, self.as_float = on_codes, on_reals, codes, as_float
+        self.on_codes, self.on_reals, self.codes = on_codes, on_reals, codes
+        self.as_float, self.centred = as_float, centred
 
     def do(self, function: Callable[..., Any]) -> None:
         """Does `function` from now on, to codes as well as to reals."""
@@ -170,11 +177,19 @@ class OnCodes(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if exporting():
-            return self._map(self.on_reals(*self._map(args, self.codes.decode), **kwargs), self.codes.encode)
+            return self._call(self.on_reals, self.codes.decode, self.codes.encode, args, kwargs)
+        if self.centred:
+            return self._call(self.on_codes, self.codes.centre, self.codes.from_centred, args, kwargs)
         if self.as_float:
-            moved = self.on_codes(*self._map(args, Tensor.float), **kwargs)
-            return self._map(moved, lambda x: x.to(self.codes.zero_point.dtype))
+            return self._call(self.on_codes, Tensor.float, self._narrow, args, kwargs)
         return self.on_codes(*args, **kwargs)
+
+    def _narrow(self, codes: Tensor) -> Tensor:
+        return codes.to(self.codes.zero_point.dtype)
+
+    def _call(self, function: Callable[..., Any], before: Any, after: Any, args: Any, kwargs: Any) -> Any:
+        """The function between two changes of what the tensors hold."""
+        return self._map(function(*self._map(args, before), **self._map(kwargs, before)), after)
 
     def _map(self, value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """`value` with its codes, or the real numbers that came of them, changed; masks and indices are neither."""
@@ -183,4 +198,6 @@ class OnCodes(nn.Module):
             return change(value) if relevant else value
         if isinstance(value, tuple | list):
             return type(value)(self._map(item, change) for item in value)
+        if isinstance(value, dict):
+            return {key: self._map(item, change) for key, item in value.items()}
         return value

@@ -48,7 +48,8 @@ def capture(
     """Reads `network` with the exporter that writes `opset`. The names default to those of the arguments of the
     model's forward, and to `output` or the keys of a dict that it returns.
 
-    Raises ExportError for an opset out of range, or a number of names that does not fit.
+    Raises ExportError for an opset out of range, a number of names that does not fit, or an operation that the
+    exporter does not know.
     """
     if type(opset) is not int or not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(
@@ -73,7 +74,14 @@ def capture(
     names = [*outputs_named, *(f"{name}__codes" for name in tensors)]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
+        try:
+            model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(
+                f"PyTorch's exporter cannot write the network at opset {opset}: {str(error).splitlines()[0]}\n"
+                f"Opsets up to {TORCHSCRIPT_UP_TO} and those above are written by different exporters, which know "
+                "different operations: try another opset_version, or write the operation otherwise."
+            ) from error
     parameters = {name for name, _ in (*program.named_parameters(), *program.named_buffers())}
     return Capture(model, tensors, tensor_names(network), [*inputs_named, *outputs_named], parameters)
 

@@ -1,4 +1,4 @@
-"""How PyTorch's two ONNX exporters write `edgeq::quantize` and `edgeq::dequantize`."""
+"""How PyTorch's two ONNX exporters write `edgeq::quantize` and `edgeq::dequantize`, and what one of them lacks."""
 
 from __future__ import annotations
 
@@ -46,5 +46,16 @@ def _register() -> None:
     def dequantize(g: Any, codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
         return g.op("DequantizeLinear", codes, scale, zero_point, axis_i=axis)
 
+    @symbolic_helper.parse_args("v", "is", "v", "v")
+    def rms_norm(g: Any, x: Any, shape: list[int], weight: Any, eps: Any) -> Any:
+        """``x / sqrt(mean(x ** 2) + eps) * weight``, which the TorchScript exporter does not know."""
+        none = symbolic_helper._is_none(eps)
+        least = torch.finfo(torch.float32).eps if none else symbolic_helper._maybe_get_const(eps, "f")
+        axes = list(range(-len(shape), 0))
+        mean = g.op("ReduceMean", g.op("Mul", x, x), axes_i=axes, keepdims_i=1)
+        y = g.op("Div", x, g.op("Sqrt", g.op("Add", mean, g.op("Constant", value_t=torch.tensor(least)))))
+        return y if symbolic_helper._is_none(weight) else g.op("Mul", y, weight)
+
+    torch.onnx.register_custom_op_symbolic("aten::rms_norm", rms_norm, FIRST_OPSET)
     torch.onnx.register_custom_op_symbolic("edgeq::quantize", quantize, FIRST_OPSET)
     torch.onnx.register_custom_op_symbolic("edgeq::dequantize", dequantize, FIRST_OPSET)
