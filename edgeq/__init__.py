@@ -5,6 +5,7 @@ from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.derive import derive
 from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
 from edgeq.fx import convert_fx, prepare_fx, prepare_qat_fx
+from edgeq.graph.passes import rewrite_names
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.presets import load_preset, preset_names, save_preset
 from edgeq.qconfig_mapping import QConfigMapping
@@ -38,5 +39,6 @@ __all__ = [
     "prepare_fx",
     "prepare_qat_fx",
     "preset_names",
+    "rewrite_names",
     "save_preset",
 ]

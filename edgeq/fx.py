@@ -16,6 +16,7 @@ from torch import nn
 from edgeq.backends import settle
 from edgeq.errors import SpecError
 from edgeq.graph.convert import convert
+from edgeq.graph.passes import Wanted
 from edgeq.graph.prepared import PreparedModule
 from edgeq.presets import Preset, load_preset
 from edgeq.qconfig_mapping import QConfigMapping
@@ -32,6 +33,7 @@ def prepare_fx(
     bias_calibration_factor: float = 1.0,
     untraced: Iterable[str | type[nn.Module]] = (),
     preserved_attributes: Iterable[str] = (),
+    rewrites: Wanted | None = None,
 ) -> PTCFxModule:
     """A copy of `model` that observes whatever runs through it, in either mode, until `convert_fx`. Attributes of
     `model` that are named in `preserved_attributes` are there on it, and on what it is converted to, as well;
@@ -44,6 +46,7 @@ def prepare_fx(
         example_inputs,
         bias_calibration_factor=bias_calibration_factor,
         untraced=untraced,
+        rewrites=rewrites,
     )
     prepared.module.observe_in_any_mode()
     return _preserve(prepared, model, preserved_attributes)
@@ -56,11 +59,13 @@ def prepare_qat_fx(
     backend: Backend = "qnnpack",
     untraced: Iterable[str | type[nn.Module]] = (),
     preserved_attributes: Iterable[str] = (),
+    rewrites: Wanted | None = None,
 ) -> QATFxModule:
     """The network to train; ranges and batch norms adapt until `freeze()` is called on it. `preserved_attributes`
     as in `prepare_fx`.
     """
-    prepared = QATFxModule(model, _preset(qconfig_mapping), backend, example_inputs, total_epochs=1, untraced=untraced)
+    options: dict[str, Any] = {"untraced": untraced, "rewrites": rewrites}
+    prepared = QATFxModule(model, _preset(qconfig_mapping), backend, example_inputs, total_epochs=1, **options)
     prepared.unfreeze()
     return _preserve(prepared, model, preserved_attributes)
 

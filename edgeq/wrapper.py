@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from edgeq.backends import BackendSpec, load_backend, settle
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.errors import CalibrationError, SpecError
-from edgeq.graph.arguments import as_call, describe
+from edgeq.graph.arguments import as_call, tried
 from edgeq.graph.convert import ConvertedModule, convert
 from edgeq.graph.explain import explain
+from edgeq.graph.passes import Wanted
 from edgeq.graph.inline import as_one, inputs_of_parts
 from edgeq.graph.parts import (
     ConvertedParts,
@@ -134,6 +135,7 @@ class QuantizedWrapper(ExportingModule):
         schedule: Schedule,
         bias_calibration_factor: float,
         untraced: Iterable[str | type[nn.Module]],
+        rewrites: Wanted | None,
         submodules: Submodules | None = None,
     ) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class QuantizedWrapper(ExportingModule):
             raise SpecError(f"bias_calibration_factor must be a number in 0..1, got {factor!r}.")
         spec = load_backend(backend)
         qconfig = settle(load_preset(qconfig_type), spec)
-        options = {"is_qat": self.is_qat, "untraced": tuple(untraced)}
+        options = {"is_qat": self.is_qat, "untraced": tuple(untraced), "rewrites": rewrites}
         if submodules is None:
             self.module = prepare_as_possible(model, qconfig, spec, schedule, float(factor), example_inputs, **options)
         else:
@@ -168,11 +170,8 @@ class QuantizedWrapper(ExportingModule):
     def _try(self, example_inputs: Any) -> None:
         """Runs the prepared network once, in float, so that what does not fit shows now and not in training."""
         args, kwargs = as_call(example_inputs, self.module.argument_names)
-        try:
-            with torch.no_grad():
-                self.module.run_float(*args, **kwargs)
-        except Exception as error:
-            raise SpecError(f"The model does not run on example_inputs, {describe(example_inputs)}: {error}") from error
+        with tried(example_inputs), torch.no_grad():
+            self.module.run_float(*args, **kwargs)
 
     # ---- the schedule by hand
 
@@ -255,6 +254,8 @@ class PTCFxModule(QuantizedWrapper):
         num_observer_update_epochs: in how many epochs ranges are observed.
         steps_per_epoch: counts an epoch by steps instead of by ``train()``.
         untraced: submodules, by name or class, that are kept whole and in float.
+        rewrites: names of rewrites of the graph (`edgeq.rewrite_names()`) to False, for one that runs by default, and
+            to True or a dict of its options for one that runs only on request.
         submodules: names of the submodules to quantize, each by itself, while all else of the model stays the Python
             that it is; or a dict from names to presets (None for `qconfig_type`).
 
@@ -276,12 +277,12 @@ class PTCFxModule(QuantizedWrapper):
         num_observer_update_epochs: int = 1,
         steps_per_epoch: int | None = None,
         untraced: Iterable[str | type[nn.Module]] = (),
+        rewrites: Wanted | None = None,
         submodules: Submodules | None = None,
     ) -> None:
         schedule = Schedule(num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch)
-        super().__init__(
-            model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced, submodules
-        )
+        options = untraced, rewrites, submodules
+        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
 
 
 class QATFxModule(QuantizedWrapper):
@@ -289,7 +290,7 @@ class QATFxModule(QuantizedWrapper):
     quantization from the first batch on.
 
     Args:
-        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced, submodules: as in
+        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced, rewrites, submodules: as in
             `PTCFxModule`.
         total_epochs: how many epochs the training has.
         num_batch_norm_update_epochs: defaults to total_epochs // 2 - 1, at least 1.
@@ -315,6 +316,7 @@ class QATFxModule(QuantizedWrapper):
         bias_calibration_factor: float = 0.0,
         steps_per_epoch: int | None = None,
         untraced: Iterable[str | type[nn.Module]] = (),
+        rewrites: Wanted | None = None,
         submodules: Submodules | None = None,
     ) -> None:
         if total_epochs is None:
@@ -324,9 +326,8 @@ class QATFxModule(QuantizedWrapper):
         schedule = Schedule.for_training(
             total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
         )
-        super().__init__(
-            model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, untraced, submodules
-        )
+        options = untraced, rewrites, submodules
+        super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
 
 
 class IntegerModule(ExportingModule):

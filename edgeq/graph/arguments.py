@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -28,6 +29,15 @@ def describe(inputs: Any) -> str:
     """Types and shapes of inputs, for messages."""
     leaves = pytree.tree_leaves(inputs)
     return ", ".join(f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x) for x in leaves)
+
+
+@contextmanager
+def tried(example_inputs: Any) -> Iterator[None]:
+    """Where a model is run on example inputs: whatever goes wrong is raised as a SpecError that tells them."""
+    try:
+        yield
+    except Exception as error:
+        raise SpecError(f"The model does not run on example_inputs, {describe(example_inputs)}: {error}") from error
 
 
 def bound(model: nn.Module, example_inputs: Any) -> dict[str, Any]:

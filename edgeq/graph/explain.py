@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from edgeq.graph.prepared import PreparedModule
+from edgeq.modules.folding import Folds
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.matmul import QuantizedMatmul
 from edgeq.quantizers.tensor import TensorQuantizer
@@ -12,7 +13,9 @@ from edgeq.spec import TensorSpec
 
 
 def explain(network: PreparedModule) -> str:
-    """One line for each node of the graph: its operation, and how its value is quantized."""
+    """One line for each node of the graph: its operation, and how its value is quantized; and one for each rewrite
+    that the graph went through before.
+    """
     rows = [("node", "weight", "folded", "value")]
     for node in network.fx_graph.nodes:
         if node.op in ("placeholder", "output"):
@@ -23,7 +26,8 @@ def explain(network: PreparedModule) -> str:
         reason = network.reasons.get(node.name)
         rows.append((_name(node.name, module), _weight(module), _folded(module), value if reason is None else reason))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows)
+    table = "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows)
+    return f"{table}\n\nrewrites\n{network.changes}" if network.changes.each else table
 
 
 def _name(node: str, module: nn.Module | None) -> str:
@@ -40,11 +44,18 @@ def _folded(module: nn.Module | None) -> str:
     site = getattr(module, "site", None)
     if site is None:
         return ""
-    parts = ["norm"] if getattr(site, "norm", None) is not None else []
+    parts = _neighbours(site) if isinstance(site, Folds) else []
     if site.floor is not None or site.ceiling is not None:
         ends = ("" if end is None else f"{end:g}" for end in (site.floor, site.ceiling))
         parts.append(f"clip {'..'.join(ends)}")
     return ", ".join(parts)
+
+
+def _neighbours(folds: Folds) -> list[str]:
+    parts = ["norm before"] if folds.before is not None else []
+    parts += ["norm"] if folds.norm is not None else []
+    numbers = (("*", folds.factor, 1.0), ("+", folds.offset, 0.0))
+    return parts + [f"{sign} {number:g}" for sign, number, neutral in numbers if number != neutral]
 
 
 def describe(quantizer: TensorQuantizer) -> str:

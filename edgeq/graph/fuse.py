@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from edgeq.graph.kinds import module_of
-from edgeq.graph.operators import Behaviour, behaviour_of, operator_of
+from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
+from edgeq.modules.affine import Affine
+from edgeq.modules.norm_slice import NormSlice
 
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
-    "1d": (nn.BatchNorm1d, nn.SyncBatchNorm),
-    "2d": (nn.BatchNorm2d, nn.SyncBatchNorm),
-    "3d": (nn.BatchNorm3d, nn.SyncBatchNorm),
-    "linear": (nn.BatchNorm1d, nn.SyncBatchNorm),
+    "1d": (nn.BatchNorm1d, nn.SyncBatchNorm, NormSlice),
+    "2d": (nn.BatchNorm2d, nn.SyncBatchNorm, NormSlice),
+    "3d": (nn.BatchNorm3d, nn.SyncBatchNorm, NormSlice),
+    "linear": (nn.BatchNorm1d, nn.SyncBatchNorm, NormSlice),
 }
+FOLDS_FORWARD = "edgeq_folds_forward"  # key in a node's meta: a batch norm that the layer behind it takes in
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What one quantized operation stands for: `head` computes, `norm` (a batch norm) and `clip` follow it."""
+    """What one quantized operation stands for: `head` computes; `before` (a batch norm) stands in front of it, and
+    `norm` (another), `affine` (numbers to multiply with and to add) and `clip` follow it.
+    """
 
     head: fx.Node
     norm: fx.Node | None = None
     clip: fx.Node | None = None
     floor: float | None = None
     ceiling: float | None = None
+    before: fx.Node | None = None
+    affine: fx.Node | None = None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """All of its nodes, in the order of the data."""
+        parts = (self.before, self.head, self.norm, self.affine, self.clip)
+        return [node for node in parts if node is not None]
 
     @property
     def tail(self) -> fx.Node:
         """The node whose value the chain produces."""
-        return self.clip or self.norm or self.head
+        return self.nodes[-1]
 
 
 def chains(graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node]) -> dict[fx.Node, Chain]:
@@ -42,11 +55,12 @@ def chains(graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node]) -> dict[
             continue
         behaviour = behaviour_of(node, module)
         if behaviour in (Behaviour.LAYER, Behaviour.MATMUL, Behaviour.OWN):
-            norm = _norm_of(node, module, root, float_nodes) if behaviour is Behaviour.LAYER else None
-            found[node] = _with_clip(Chain(node, norm), root, float_nodes)
+            chain = Chain(node) if behaviour is not Behaviour.LAYER else _layer_chain(node, module, root, float_nodes)
+            found[node] = _with_clip(chain, root, float_nodes)
     for chain in list(found.values()):
-        if chain.norm is not None:
-            found.pop(chain.norm, None)
+        for node in chain.nodes:
+            if node is not chain.head:
+                found.pop(node, None)
     absorbed = {chain.clip for chain in found.values()}
     for node in graph.nodes:
         if node not in absorbed and node not in float_nodes and _clips_off_the_grid(node, module_of(node, root)):
@@ -66,6 +80,16 @@ def _only_user(node: fx.Node, float_nodes: set[fx.Node]) -> fx.Node | None:
     users = list(node.users)
     alone = len(users) == 1 and users[0].op.startswith("call") and users[0] not in float_nodes
     return users[0] if alone and users[0].args[:1] == (node,) else None
+
+
+def _layer_chain(node: fx.Node, module: nn.Module | None, root: nn.Module, float_nodes: set[fx.Node]) -> Chain:
+    """A layer with what is folded into it."""
+    before = data_inputs(node, module)[0]
+    before_folds = FOLDS_FORWARD in before.meta and before not in float_nodes
+    norm = _norm_of(node, module, root, float_nodes)
+    affine = _only_user(norm or node, float_nodes)
+    affine_folds = affine is not None and isinstance(module_of(affine, root), Affine)
+    return Chain(node, norm, before=before if before_folds else None, affine=affine if affine_folds else None)
 
 
 def _norm_of(node: fx.Node, module: nn.Module | None, root: nn.Module, float_nodes: set[fx.Node]) -> fx.Node | None:
@@ -93,4 +117,4 @@ def _with_clip(chain: Chain, root: nn.Module, float_nodes: set[fx.Node]) -> Chai
     if behaviour_of(user, module) is not Behaviour.CLIP or row.bounds is None:
         return chain
     bounds = row.bounds(user, module)
-    return chain if bounds is None else Chain(chain.head, chain.norm, user, *bounds)
+    return chain if bounds is None else replace(chain, clip=user, floor=bounds[0], ceiling=bounds[1])

@@ -132,6 +132,13 @@ class Operation:
         grouped = values.reshape(self.groups, -1).repeat_interleave(weight.shape[0] // self.groups, dim=0)
         return grouped.reshape(*grouped.shape, *tail)
 
+    def per_input(self, values: Tensor, weight: Tensor) -> Tensor:
+        """`values`, one for each input channel, shape (channels,), so that they broadcast to the weight of an
+        operation that is not transposed.
+        """
+        each = values.reshape(self.groups, -1).repeat_interleave(weight.shape[0] // self.groups, dim=0)
+        return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
+
     def spread(self, values: Tensor, output: Tensor) -> Tensor:
         """`values`, one for each output channel or one for all, so that they broadcast to the output."""
         return values if values.dim() == 0 else values.reshape(-1, *[1] * (-1 - self.channel_axis))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgeq.arithmetic import PowerOfTwoRule, along, power_of_two, round_to_integer
 from edgeq.modules.float32_state import Float32State
+from edgeq.modules.qdq import dequantize, quantize
 from edgeq.observers.minmax import MinMaxObserver
 from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
@@ -78,12 +80,26 @@ class WeightQuantizer(Float32State):
         scale = along(self.scale, self.axis, weight.dim())
         return round_weight(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
 
-    def raw(self, weight: Tensor, live_scale: Tensor, axis: int | None = None) -> Tensor:
-        """The weight before a live batch norm, so rounded that the norm's `factor`, shape (channels,), turns it
-        into the deployed codes: ``round(w f / s) s / f`` is the rounding of w at the signed scale s / f, and no
-        activation has to be divided by anything.
+    def as_exported(self, weight: Tensor) -> Tensor:
+        """The deployed weight as an exporter that was handed the prepared network itself reads it: between
+        QuantizeLinear and DequantizeLinear.
         """
-        signed = along(live_scale, self.axis if axis is None else axis, weight.dim())
+        if self.spec.bits < 8 or self.offset is not None:
+            weight = self(weight)  # on the grid: the wider type of the file keeps its codes
+        zero_point = torch.zeros_like(self.scale, dtype=torch.int8)
+        return dequantize(quantize(weight, self.scale, zero_point, self.axis), self.scale, zero_point, self.axis)
+
+    def rows(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Rows (*, features) of a weight, those at `indices` (*), as their codes keep them."""
+        scale = self.scale if self.scale.dim() == 0 else functional.embedding(indices, self.scale.unsqueeze(1))
+        return round_weight(rows, scale, None, self.codes_min, self.codes_max, self._clips)
+
+    def raw(self, weight: Tensor, live_scale: Tensor) -> Tensor:
+        """The weight before a live batch norm, so rounded that the norm's `factor` turns it into the deployed
+        codes: ``round(w f / s) s / f`` is the rounding of w at the signed scale s / f, and no activation has to
+        be divided by anything. `live_scale`, that signed scale, has shape (channels,) or broadcasts to the weight.
+        """
+        signed = live_scale if live_scale.dim() == weight.dim() else along(live_scale, self.axis, weight.dim())
         return round_weight(weight, signed, None, self.codes_min, self.codes_max, self._clips)
 
     @torch.no_grad()

@@ -148,5 +148,7 @@ def _movable(layers: list[QuantizedLayer]) -> set[QuantizedLayer]:
     """The layers whose bias can be moved. Layers without one, and layers that share one, whose calls would move
     it in different directions, are left out.
     """
-    uses = Counter(id(layer.deployed_bias) for layer in layers)
-    return {layer for layer in layers if layer.deployed_bias is not None and uses[id(layer.deployed_bias)] == 1}
+    biases = {layer: layer.deployed_bias for layer in layers}
+    places = {layer: bias.data_ptr() for layer, bias in biases.items() if bias is not None}  # of a view too
+    uses = Counter(places.values())
+    return {layer for layer, place in places.items() if uses[place] == 1}
