@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,12 +90,14 @@ def capture(
 def tensor_names(network: ConvertedModule) -> dict[str, str]:
     """The name in a file of each integer tensor: the path of the layer that gives it, or the operation's name."""
     names: dict[str, str] = {}
+    taken: set[str] = set()
     for node in network.fx_graph.nodes:
-        if node.name in network.tensors:
+        if node.name in network.operations:
             path = str(node.target) if node.op == "call_module" else node.name
             for part in ("tensors", "movers", "layers"):
                 path = path.removeprefix(f"{RESERVED}.{part}.")
-            names[node.name] = path if path not in names.values() else f"{path}_{node.name}"
+            names[node.name] = path if path not in taken else f"{path}_{node.name}"
+            taken.add(names[node.name])
     return names
 
 
@@ -147,7 +150,7 @@ def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[s
 
 def _require_distinct(names: list[str]) -> None:
     """Raises ExportError for inputs and outputs that a file cannot tell apart."""
-    wrong = sorted({name for name in names if not name or names.count(name) > 1})
+    wrong = sorted(name for name, count in Counter(names).items() if not name or count > 1)
     if wrong:
         raise ExportError(
             f"Inputs and outputs are called {names}: {wrong} must each be one tensor's own, and not empty."

@@ -38,11 +38,11 @@ def finish(captured: Capture) -> ir.Model:
     """
     model = captured.model
     common.InlinePass()(model)
+    _take_away_outputs(model.graph, captured)  # before the passes that look through all outputs at each node
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
     common.ShapeInferencePass()(model)
-    _require_quantizers(model.graph, captured)
-    _take_away_outputs(model, captured)
+    _name_outputs(model.graph, captured.interface)
     for run in (fold_constants, transpose_weights, join_dequantizers):
         run(model.graph)
     common.RemoveUnusedNodesPass()(model)
@@ -58,11 +58,19 @@ def finish(captured: Capture) -> ir.Model:
     return model
 
 
-def _require_quantizers(graph: ir.Graph, captured: Capture) -> None:
-    """Exporters write arithmetic without a word where they do not know an operation."""
+def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
+    """Removes the outputs that stand for integer tensors, and names their values instead. Raises ExportError for one
+    that no quantizer gives: exporters write arithmetic without a word where they do not know an operation.
+    """
     lost = []
     first = len(graph.outputs) - len(captured.tensors)
-    for name, value in zip(captured.tensors, graph.outputs[first:], strict=True):
+    values = list(graph.outputs)[first:]
+    while len(graph.outputs) > first:
+        graph.outputs.pop()
+    for name, value in zip(captured.tensors, values, strict=True):
+        while (identity := maker(value, "Identity")) is not None:
+            value = operand(identity, 0)
+        value.name = f"{captured.names[name]}{CODES}"
         node = value.producer()
         while node is not None and node.op_type in ("Clip", "Cast"):  # bounds of codes
             node = maker(operand(node, 0))
@@ -72,22 +80,16 @@ def _require_quantizers(graph: ir.Graph, captured: Capture) -> None:
         raise ExportError(f"The exporter has lost {len(lost)} quantizers: {', '.join(lost[:5])}.")
 
 
-def _take_away_outputs(model: ir.Model, captured: Capture) -> None:
-    """Removes the outputs that stand for integer tensors, and names their values instead."""
-    outputs = model.graph.outputs
-    first = len(outputs) - len(captured.tensors)
-    for name, value in zip(captured.tensors, list(outputs)[first:], strict=True):
-        value.name = f"{captured.names[name]}{CODES}"
-    while len(outputs) > first:
-        outputs.pop()
-    names = captured.interface[-first:]
-    for index, (name, value) in enumerate(zip(names, list(outputs), strict=True)):
-        if value in outputs[:index]:  # returned twice: only an Identity gives it a second name
-            value.name = names[outputs.index(value)]
+def _name_outputs(graph: ir.Graph, interface: list[str]) -> None:
+    """Gives a second name to a value that is returned twice, which only an Identity can."""
+    names = interface[-len(graph.outputs) :]
+    for index, (name, value) in enumerate(zip(names, list(graph.outputs), strict=True)):
+        if value in graph.outputs[:index]:
+            value.name = names[graph.outputs.index(value)]
             again = ir.node("Identity", [value], name=name)
             again.outputs[0].name, again.outputs[0].type, again.outputs[0].shape = name, value.type, value.shape
-            model.graph.append(again)
-            outputs[index] = again.outputs[0]
+            graph.append(again)
+            graph.outputs[index] = again.outputs[0]
 
 
 def fold_constants(graph: ir.Graph) -> None:

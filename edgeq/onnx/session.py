@@ -92,10 +92,11 @@ def with_unsigned_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for name, tensor in _signed_weights(copy).items():
+    weights = _signed_weights(copy)
+    for tensor in weights.values():
         shifted = (numpy_helper.to_array(tensor).astype(np.int16) + 128).astype(np.uint8)
-        tensor.CopyFrom(numpy_helper.from_array(shifted, name))
-    stale = [info for info in copy.graph.value_info if info.name in _signed_weights(model)]
+        tensor.CopyFrom(numpy_helper.from_array(shifted, tensor.name))
+    stale = [info for info in copy.graph.value_info if info.name in weights]
     for info in stale:
         copy.graph.value_info.remove(info)
     return copy
