@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from edgeq.errors import SpecError, suggestion
 from edgeq.graph.kinds import module_of
@@ -61,7 +62,7 @@ def _types(node: fx.Node, root: nn.Module) -> tuple[str, ...]:
     module = module_of(node, root)
     names = [operator_of(node, module).name]
     if module is not None:
-        names.append(type(module).__name__)
+        names.append(type_before_parametrizations(module).__name__)
     elif node.op.startswith("call"):
         names.append(str(getattr(node.target, "__name__", node.target)))
     return tuple(dict.fromkeys(names))

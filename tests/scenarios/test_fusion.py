@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.graph.parity import calibrated, images
-from tests.scenarios.wired import Wired, assert_near, conv, folded, norm, quantizers, trained
+from tests.scenarios.wired import Wired, assert_near, bounds, conv, folded, norm, quantizers, trained
 
 WEIGHT = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0)) / 5
 FUNCTIONAL = {
@@ -86,8 +86,7 @@ def test_a_residual_sum_takes_its_relu_and_each_layer_its_norm(normed, relu, lef
     layers = ["conv", "other"] if two else ["conv"]
     assert folded(wrapped) == {name: "norm" if normed and name == "conv" else "" for name in layers}
     assert sorted(quantizers(wrapped)) == sorted(["x", *layers, "add"])  # the sum's own range, behind the ReLU
-    (summed,) = (node for node in wrapped.module.fx_graph.nodes if node.target == "quantization.tensors.add")
-    assert summed.kwargs.get("floor") == (0.0 if relu else None)
+    assert bounds(wrapped) == ({"add": (0.0, None)} if relu else {})
     assert wrapped.module.get_submodule("relu") is not None
     assert not any(node.target == "relu" for node in wrapped.module.fx_graph.nodes)
     assert_near(wrapped, model, x)
@@ -103,10 +102,7 @@ def test_a_residual_sum_takes_its_relu_and_each_layer_its_norm(normed, relu, lef
 def test_sums_products_and_the_like_take_the_activation_behind_them(combine, clip, clip_of):
     model, x = Wired(lambda m, x: m.clip(combine(m, x)), conv=conv(), clip=clip).eval(), images()
     wrapped = calibrated(model, x)
-    bounds = {key: value for key, value in (("floor", clip_of[0]), ("ceiling", clip_of[1])) if value is not None}
-    (last,) = (node for node in wrapped.module.fx_graph.nodes if {"floor", "ceiling"} & {*node.kwargs})
-    assert {key: last.kwargs.get(key) for key in bounds} == bounds
-    assert last.target == f"quantization.tensors.{quantizers(wrapped)[-1]}"  # the last one, that of the result
+    assert bounds(wrapped) == {quantizers(wrapped)[-1]: clip_of}  # the last one, that of the result
     assert not any(node.target == "clip" for node in wrapped.module.fx_graph.nodes)
     assert_near(wrapped, model, x, within=0.04)
 
@@ -122,8 +118,7 @@ def test_a_batch_norm_that_follows_no_layer_is_one_operation_with_its_relu(dimen
     model.function = (lambda function: lambda m, x: m.linear(function(m, x)))(model.function)
     wrapped = calibrated(model.eval(), x)
     assert quantizers(wrapped) == ["x", "tanh", "norm", "linear"]
-    (normed,) = (node for node in wrapped.module.fx_graph.nodes if node.target == "quantization.tensors.norm")
-    assert normed.kwargs.get("floor") == (0.0 if relu else None)
+    assert bounds(wrapped) == ({"norm": (0.0, None)} if relu else {})
     assert float(wrapped.module.quantization.tensors.norm.zero_point == 0) == relu  # no code below zero is kept
     assert_near(wrapped, model, x)
     assert_near(trained(model, x), model, x, within=0.3)
@@ -144,11 +139,13 @@ def test_an_activation_that_bends_reads_the_codes_of_the_linear_layer(activation
         assert_near(wrapped, model, x, within=within)
 
 
-def test_of_two_batch_norms_the_first_is_folded():
+def test_of_two_batch_norms_the_first_is_folded_into_the_convolution():
     model, x = nn.Sequential(conv(3, 6), norm(6), norm(6), nn.ReLU()).eval(), images()
     wrapped = calibrated(model, x)
-    assert folded(wrapped) == {"0": "norm"}
+    assert folded(wrapped)["0"] == "norm"
+    assert wrapped.module.get_submodule("0").site.norm is wrapped.module.get_submodule("1")
     assert quantizers(wrapped) == ["input_1", "0", "2"]
+    assert bounds(wrapped) == {"2": (0.0, None)}
     assert_near(wrapped, model, x)
 
 

@@ -70,6 +70,18 @@ def folded(wrapped: Any) -> dict[str, str]:
     return {name: line[start:end].strip() for name, line in zip(names, lines, strict=True) if name in layers}
 
 
+def bounds(wrapped: Any) -> dict[str, tuple[float | None, float | None]]:
+    """The bounds of the activations that are folded in, by the name of the quantizer behind them."""
+    nodes = {
+        str(node.target).rsplit(".", 1)[-1]: (node.kwargs.get("floor"), node.kwargs.get("ceiling"))
+        for node in wrapped.module.fx_graph.nodes
+        if {"floor", "ceiling"} & {*node.kwargs}
+    }
+    sites = [module.site for module in wrapped.module.modules() if hasattr(module, "site")]
+    layers = {site.target.name: (site.floor, site.ceiling) for site in sites if site.target is not None}
+    return nodes | {name: ends for name, ends in layers.items() if ends != (None, None)}
+
+
 def quantizers(wrapped: Any) -> list[str]:
     """The names of the quantizers of activations, in the order of the graph."""
     return [quantizer.name for quantizer in wrapped.module.quantizers()]
