@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
+from recipes.loop import processes
 from recipes.torchvision_import import import_torchvision
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
@@ -18,8 +20,9 @@ TEST_FOLDERS = ("test", "val", "validation")
 
 @dataclass
 class Images:
-    """Loaders of (images (batch, channels, height, width), labels (batch,)): shuffled and augmented for
-    training, plain for calibration and for the test.
+    """Loaders of (images (batch, channels, height, width), labels (batch, ...)): shuffled and augmented for
+    training, plain for calibration and for the test. Of several processes that train together each has a part of the
+    images to train on and of those for the test.
     """
 
     name: str
@@ -45,7 +48,7 @@ def digits(batch: int = 64, calibration: int = 256) -> Images:
     held_out = torch.arange(len(labels)) % 4 == 3
     train = TensorDataset(images[~held_out], labels[~held_out])
     test = TensorDataset(images[held_out], labels[held_out])
-    return _loaders("handwritten digits", train, train, test, 10, batch, calibration, workers=0)
+    return loaders("handwritten digits", train, train, test, 10, batch, calibration, workers=0)
 
 
 def image_folder(
@@ -78,10 +81,10 @@ def image_folder(
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{str(root)!r}: these classes are not in both folders: {', '.join(odd)}.")
-    return _loaders(root.name, train, unchanged, test, len(train.classes), batch, calibration, workers)
+    return loaders(root.name, train, unchanged, test, len(train.classes), batch, calibration, workers)
 
 
-def _loaders(
+def loaders(
     name: str,
     train: Dataset[Any],
     unchanged: Dataset[Any],
@@ -91,6 +94,9 @@ def _loaders(
     calibration: int,
     workers: int,
 ) -> Images:
+    """Batches of three datasets of images and labels; `unchanged` are those to train on without augmentation, of which
+    `calibration` are for calibration.
+    """
     size = len(unchanged)  # type: ignore[arg-type]
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:calibration].tolist()
 
@@ -99,5 +105,8 @@ def _loaders(
         # a training that is resumed could not repeat them.
         return DataLoader(dataset, batch, num_workers=workers, **options)
 
-    shuffled = loader(train, shuffle=True, drop_last=size > batch)
-    return Images(name, shuffled, loader(Subset(unchanged, chosen)), loader(test), classes)
+    together = processes.count()
+    sampler = DistributedSampler(train, drop_last=True) if together > 1 else None
+    shuffled = loader(train, shuffle=sampler is None, sampler=sampler, drop_last=size > batch * together)
+    part = Subset(test, range(processes.rank(), len(test), together))  # type: ignore[arg-type]
+    return Images(name, shuffled, loader(Subset(unchanged, chosen)), loader(part), classes)

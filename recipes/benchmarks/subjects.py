@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import edgeq
 from recipes.data import DEVIATION, MEAN, TEST_FOLDERS, digits
 from recipes.digits_network import DigitsNetwork
+from recipes.networks import load_class
 from recipes.torchvision_import import import_torchvision
 from recipes.training import train
 
@@ -65,20 +64,6 @@ def from_files(
     chosen = Subset(test, range(min(len(test), test_images or len(test))))
     name = f"{network.partition(':')[2]} on {len(chosen)} images of {root.name}"
     return Trained(name, model.eval(), first_images(training), DataLoader(chosen, BATCH))
-
-
-def load_class(path: str) -> type[nn.Module]:
-    """The class that "file.py:ClassName" means. Raises ValueError when there is none."""
-    file, _, name = path.partition(":")
-    spec = importlib.util.spec_from_file_location(f"benchmarked_{Path(file).stem}", file)
-    if not name or spec is None or spec.loader is None or not Path(file).is_file():
-        raise ValueError(f"The network {path!r} must be file.py:ClassName, with a file that exists.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise ValueError(f"{file!r} defines no {name!r}.")
-    return getattr(module, name)
 
 
 def by_name(folder: Path, mean: tuple[float, ...], deviation: tuple[float, ...], crop: int | None) -> Subset:
