@@ -51,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.manual_seed(options.seed)
         images = load_images(options)
         model = calibrated(images, options, device) if options.calibrate else trained(images, options, device)
-        if options.test_only or processes.rank() > 0:
-            return 0
-        network = model if options.float else model.module  # edgeq: what holds the float network's keys
-        torch.save(network.state_dict(), Path(options.output_dir) / "weights.pth")
-        return 0 if options.float or exported(model, images, options) else 1
+        is_first = processes.rank() == 0
+    if options.test_only or not is_first:
+        return 0
+    network = model if options.float else model.module  # edgeq: what holds the float network's keys
+    torch.save(network.state_dict(), Path(options.output_dir) / "weights.pth")
+    return 0 if options.float or exported(model, load_images(options), options) else 1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_images(options: argparse.Namespace) -> Images:
-    """The folder of --data-path."""
+    """The folder of --data-path; of several processes, each has its part."""
     return image_folder(
         options.data_path,
         options.size,
