@@ -139,3 +139,45 @@ def test_specs_are_values():
     assert hash(QConfig()) == hash(QConfig())
     with pytest.raises(dataclasses.FrozenInstanceError):
         TensorSpec().bits = 4
+
+
+PLACE = Place("a.b.add", ("add", "iadd"), scope="a.b", order=(2, 0), around=("Inner", "Outer", "Model"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "matches"),
+    [
+        (Rule(name="a", type="add"), True),
+        (Rule(name="a", type="mul"), False),
+        (Rule(name="", type="add"), True),
+        (Rule(name="a.b.add", type="add"), True),
+        (Rule(name="b", type="add"), False),
+        (Rule(name="a", type="Inner"), True),
+        (Rule(type="Outer"), True),
+        (Rule(name=""), True),
+        (Rule(name="a.b", type="add", index=2), True),
+        (Rule(name="a.b", type="add", index=1), False),
+        (Rule(name="a.b", type="iadd", index=0), True),
+        (Rule(name="a", type="add", index=2), False),  # an index counts what one module calls itself
+    ],
+)
+def test_what_a_rule_for_a_type_within_a_module_matches(rule, matches):
+    assert rule.matches(PLACE) is matches
+
+
+def test_an_index_wins_over_a_name_a_type_beside_a_name_over_none_and_the_innermost_class_over_the_outer():
+    rules = [
+        Rule(type="*"),
+        Rule(type="Model"),
+        Rule(type="Inner"),
+        Rule(type="add"),
+        Rule(pattern="a.*"),
+        Rule(name="a"),
+        Rule(name="a.b"),
+        Rule(name="a.b", type="Outer"),
+        Rule(name="a.b.add"),
+        Rule(name="a.b", type="add", index=2),
+    ]
+    for count in range(1, len(rules) + 1):
+        for order in (rules[:count], rules[count - 1 :: -1]):
+            assert QConfig(rules=tuple(order)).rule_for(PLACE) is rules[count - 1]

@@ -1,0 +1,56 @@
+"""Weights that are computed whenever they are read."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import edgeq
+from edgeq.modules.computed import computation_of, picklable, take_over_hooks
+from tests.graph.parity import images
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def test_a_hook_that_writes_a_weight_becomes_its_computation():
+    layer, x = torch.nn.utils.weight_norm(nn.Linear(3, 4)), images(2, 3)
+    expected = layer(x)
+    hook = next(iter(layer._forward_pre_hooks.values()))
+    take_over_hooks(layer)
+    assert (layer.weight_hooks, len(layer._forward_pre_hooks)) == ({"weight": hook}, 0)
+    assert "weight" not in vars(layer)
+    compute, sources = computation_of(layer, "weight")
+    assert {id(source) for source in sources} == {id(layer.weight_g), id(layer.weight_v), id(layer.bias)}
+    assert torch.equal(nn.functional.linear(x, compute(), layer.bias), expected)
+    assert "weight" not in vars(layer)  # nothing stays behind that could be out of date
+    assert computation_of(layer, "bias") is None
+
+
+def test_other_hooks_stay():
+    layer = prune.random_unstructured(nn.Linear(3, 4), "weight", 0.5)
+    seen = []
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    take_over_hooks(layer)
+    assert [*layer.weight_hooks] == ["weight"]
+    assert len(layer._forward_pre_hooks) == 1
+
+
+def test_a_parametrized_weight_is_computed_once_for_parameters_that_stay():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4))).eval()
+    wrapped = edgeq.PTCFxModule(model).calibrate([images(8, 3)])
+    (layer,) = wrapped.module.quantized_layers()
+    with torch.no_grad():
+        first = layer.weight
+        assert layer.weight is first
+        layer.parametrizations.weight.original0.mul_(2)
+        torch.testing.assert_close(layer.weight, 2 * first)
+    assert layer.weight.requires_grad  # a gradient needs a computation of its own
+    layer.weight.sum().backward()
+    assert model[0].parametrizations.weight.original0.grad is not None
+
+
+def test_hooks_on_loading_that_no_pickle_takes_are_left_behind():
+    layer = parametrizations.weight_norm(nn.Linear(3, 4))
+    assert len(layer._load_state_dict_pre_hooks) == 1
+    assert len(picklable(vars(layer))["_load_state_dict_pre_hooks"]) == 0
+    assert len(layer._load_state_dict_pre_hooks) == 1
