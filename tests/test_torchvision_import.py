@@ -48,6 +48,7 @@ def test_nms_of_equal_scores_takes_the_first_and_of_no_boxes_none():
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 3)
     assert nms(boxes, torch.ones(3), 0.5).tolist() == [0]
     assert nms(boxes, torch.ones(3), 1.0).tolist() == [0, 1, 2]
+    assert nms(torch.zeros(2, 4), torch.tensor([0.1, 0.9]), 0.5).tolist() == [1, 0]  # without area: nothing in common
     empty = nms(torch.empty(0, 4), torch.empty(0), 0.5)
     assert (empty.shape, empty.dtype) == ((0,), torch.int64)
 

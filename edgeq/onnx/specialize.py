@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from edgeq.errors import ExportError
 from edgeq.graph.arguments import describe
+from edgeq.graph.conditions import argument
 from edgeq.graph.movers import Method
 from edgeq.graph.program import Program
 from edgeq.modules.codes import OnCodes
@@ -82,12 +83,17 @@ def _is_size(value: Any) -> bool:
 
 
 def _fix_sizes(node: Any, program: Program, value: Any, other: Any) -> None:
-    """Writes the sizes that a reshape gives as numbers; the one that changes with the batch it works out itself."""
+    """Writes the sizes that a reshape gives as numbers; the one that changes with the batch it works out itself. Of a
+    chunk, the sizes of its parts.
+    """
     target = node.target
     mover = program.get_submodule(str(target)) if node.op == "call_module" else None
     if isinstance(mover, OnCodes):
         target = getattr(mover.on_reals, "name", getattr(mover.on_reals, "function", type(mover.on_reals)))
     name = str(getattr(target, "__name__", target)).lower()
+    if name == "chunk":
+        _fix_chunk(node, mover, value, other)
+        return
     is_flatten = name == "flatten" and isinstance(mover, OnCodes)
     if not is_flatten and (name not in RESHAPES or any(isinstance(arg, torch.dtype) for arg in node.args)):
         return
@@ -97,3 +103,16 @@ def _fix_sizes(node: Any, program: Program, value: Any, other: Any) -> None:
     if isinstance(mover, OnCodes) and is_flatten:
         mover.do(Method("reshape"))
     node.args, node.kwargs = (node.args[0], shape), {}
+
+
+def _fix_chunk(node: Any, mover: nn.Module | None, value: Any, other: Any) -> None:
+    """Writes a chunk as a split, which needs no arithmetic on shapes, unless it is the batch that is cut."""
+    dim = argument(node, 2, "dim", 0)
+    sizes = [part.shape[dim] for part in value]
+    if sizes != [part.shape[dim] for part in other]:
+        return
+    if isinstance(mover, OnCodes):
+        mover.do(Method("split"))
+    elif node.op != "call_module":
+        node.target = "split" if node.op == "call_method" else torch.split
+    node.args, node.kwargs = (argument(node, 0, "input"), sizes, dim), {}
