@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -112,6 +113,12 @@ def trace(
     try:
         model.train(training)
         return tracer.trace(model)
+    except RecursionError as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be traced within Python's recursion limit of {sys.getrecursionlimit()}: "
+            f"its modules lie deeper in each other ({tracer.paths[-1].count('.') + 1} levels so far), or a forward "
+            "calls itself without end. Raise the limit with sys.setrecursionlimit: it takes some 10 calls a level."
+        ) from error
     except Exception as error:
         raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
     finally:
