@@ -121,6 +121,11 @@ def keeps_values(node: fx.Node, module: nn.Module | None) -> bool:
     return all(dtype is torch.float32 for dtype in named)
 
 
+def is_of_shape(node: fx.Node, row: str) -> bool:
+    """Whether a call asks for what codes and the numbers that they stand for have in common; `row` is its name."""
+    return row == "size" or (row == "attribute" and node.args[1] in ("shape", "ndim", "device", "is_cuda"))
+
+
 def _is_zero(value: Any) -> bool:
     return isinstance(value, int | float) and float(value) == 0.0
 

@@ -6,15 +6,18 @@ tensors (three operands, a diagonal) stays one call, in float.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 
 from edgeq.graph.decompose import decomposes, replaces
 
 Value = Any  # a proxy of a tensor, or a tensor
+
+TRANSPOSED = {("t",), *(("transpose", *dims) for dims in ((0, 1), (1, 0), (-1, -2), (-2, -1)))}  # of a matrix
 
 
 @replaces(torch.einsum)
@@ -113,9 +116,40 @@ def _one_dimension(x: Value, count: int, behind: int) -> Value:
     return x if count == 1 else x.flatten(-count - behind, -1 - behind)
 
 
+@replaces(torch.matmul, torch.mm, operator.matmul, methods=("matmul", "mm"))
+def matmul(left: Value, right: Value) -> Value:
+    """A product with a matrix that is a parameter is a linear layer: its weight has a scale for each output."""
+    weight = _transposed(right)
+    return NotImplemented if weight is None else functional.linear(left, weight)
+
+
+def _transposed(value: Value) -> Value:
+    """The transpose of a matrix of parameters, or what a matrix is the transpose of; None for anything else."""
+    if not isinstance(value, fx.Proxy):
+        return None
+    node = value.node
+    turned = node.op == "call_method" and (node.target, *node.args[1:]) in TRANSPOSED
+    turned = turned or (node.target is getattr and node.args[1] in ("T", "mT"))
+    source: Any = value.tracer.proxy(node.args[0]) if turned else value  # type: ignore[arg-type]
+    if not _is_parameter(source, dimensions=2):
+        return None
+    return source if turned else value.t()
+
+
+def _is_parameter(value: Value, dimensions: int) -> bool:
+    if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
+        return False
+    path, _, name = str(value.node.target).rpartition(".")
+    parameter = value.tracer.root.get_submodule(path)._parameters.get(name)  # an attribute would be a proxy as well
+    return parameter is not None and parameter.dim() == dimensions
+
+
 @replaces(torch.addmm, torch.baddbmm, torch.addmv, methods=("addmm", "baddbmm", "addmv"))
 def added_product(input: Value, left: Value, right: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:  # noqa: A002
-    """``beta * input + alpha * (left @ right)``."""
+    """``beta * input + alpha * (left @ right)``; with parameters for all but `left` it is a linear layer."""
+    weight = _transposed(right)
+    if weight is not None and _is_parameter(input, dimensions=1) and beta == 1 and alpha == 1:
+        return functional.linear(left, weight, input)
     product = _scaled(torch.matmul(left, right), alpha)
     return product if beta == 0 else product + _scaled(input, beta)
 

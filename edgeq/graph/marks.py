@@ -78,13 +78,12 @@ def _mask_inputs(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     add it to scores that a softmax takes, and the scores are computed.
     """
     additions = set(_score_additions(graph, root))
-    return {
-        node
-        for node in graph.nodes
-        if node.op == "placeholder"
-        and node.users
-        and all(user in additions and _others_are_computed(user, root) for user in _readers(node, root))
-    }
+    masks = set()
+    for node in graph.nodes:
+        readers = list(_readers(node, root)) if node.op == "placeholder" else []
+        if readers and all(user in additions and _others_are_computed(user, root) for user in readers):
+            masks.add(node)
+    return masks
 
 
 def _score_additions(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:

@@ -19,17 +19,18 @@ from edgeq.graph.operators import operator_of
 from edgeq.graph.put import put
 from edgeq.graph.trace import SCOPE
 
+IN_PLACE = (  # functions of torch whose twin with an underscore writes
+    "abs acos acosh asin asinh atan atanh ceil celu clamp cos cosh erf erfc exp exp2 expm1 fix floor frac log log10 "
+    "log1p log2 nan_to_num neg reciprocal relu round rrelu rsqrt selu sigmoid sin sinc sinh sqrt square tan tanh "
+    "threshold trunc"
+)
 IN_PLACE_FUNCTIONS: dict[Any, Any] = {
+    **{getattr(torch, f"{name}_"): getattr(torch, name) for name in IN_PLACE.split()},
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
     operator.imatmul: operator.matmul,
-    torch.relu_: torch.relu,
-    torch.sigmoid_: torch.sigmoid,
-    torch.tanh_: torch.tanh,
-    torch.clamp_: torch.clamp,
-    functional.relu_: torch.relu,
     functional.hardtanh_: functional.hardtanh,
     functional.leaky_relu_: functional.leaky_relu,
     functional.elu_: functional.elu,
@@ -87,7 +88,7 @@ def _is_size(node: fx.Node, root: nn.Module, sizes: set[fx.Node]) -> bool:
     if not node.op.startswith("call"):
         return False
     row = operator_of(node, module_of(node, root)).name
-    if row == "size" or (row == "attribute" and node.args[1] in ("shape", "ndim")):
+    if row in ("size", "property") or (row == "attribute" and node.args[1] in ("shape", "ndim")):
         return True
     return node.op == "call_function" and bool(node.all_input_nodes) and sizes.issuperset(node.all_input_nodes)
 

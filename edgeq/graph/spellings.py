@@ -113,6 +113,12 @@ def adjoint(input: Value) -> Value:  # noqa: A002
     return input.transpose(-2, -1)
 
 
+@replaces(torch.narrow_copy, methods=("narrow_copy",))
+def narrow_copy(input: Value, dim: int, start: Any, length: Any) -> Value:  # noqa: A002
+    """Nothing works in place, so a view is as good."""
+    return input.narrow(dim, start, length)
+
+
 @replaces(torch.fliplr, methods=("fliplr",))
 def fliplr(input: Value) -> Value:  # noqa: A002
     """Along the second dimension."""
@@ -129,7 +135,8 @@ def flipud(input: Value) -> Value:  # noqa: A002
 def rot90(input: Value, k: int = 1, dims: Any = (0, 1)) -> Value:  # noqa: A002
     """Quarter turns are flips, and a transposition for every odd one."""
     first, second = dims
-    turned = {0: input, 1: input.flip(second), 2: input.flip((first, second)), 3: input.flip(first)}[k % 4]
+    flipped = ((), (second,), (first, second), (first,))[k % 4]
+    turned = input.flip(flipped) if flipped else input
     return turned.transpose(first, second) if k % 2 else turned
 
 

@@ -39,7 +39,7 @@ class IntegerKernel:
         self.zeros = torch.zeros(channels, dtype=torch.int8)
         self.bias = None if bias is None else bias.to(torch.float32) * self.scale
         self.conv = None if operation.function == "linear" else _conv_arguments(operation, weight)
-        self.weight = weight.to(torch.int8)
+        self.weight = weight.to(torch.int8).contiguous()  # which packing takes for granted
         self.packed: dict[torch.Size, Tensor] = {}
 
     def outputs(self, codes: Tensor) -> tuple[int, ...]:

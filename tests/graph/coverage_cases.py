@@ -60,14 +60,14 @@ ABSORBED = """
 COMPUTED = """
     h+1 1+h h+h h.add(h) torch.add(h,h) torch.add(h,1) torch.add(h,h,alpha=0.5) h.add(other=h) h.add_(h.flip(1)) operator.add(h,2) operator.iadd(h,1) h-1 1-h h-h.flip(1) h.sub(h.flip(1)) torch.sub(h,0.3) torch.subtract(h,h.flip(1)) torch.rsub(h,1) h.sub_(1) operator.isub(h,1)
     h*2 2*h h*h h.mul(h) torch.mul(h,0.3) torch.multiply(h,h.flip(1)) h.mul_(0.5) operator.imul(h,3) h*m.mask h/2 h.div(2) torch.true_divide(h,3) h.divide(0.7) h.div_(2) operator.itruediv(h,2) -h torch.neg(h) h.neg() h.negative() h.neg_() h*h.flip(1)
-    h**2 torch.pow(h,2) h.pow(2) h.square() torch.square(h) h.pow(2.0) h.pow(exponent=2) h**3 torch.pow(h,3) 2**h torch.pow(2.0,h) h.pow(3) h.abs() torch.abs(h) abs(h) torch.absolute(h) h.abs_() torch.abs_(h)
+    h**2 torch.pow(h,2) h.pow(2) h.square() torch.square(h) h.pow(2.0) h.pow(exponent=2) h**3 torch.pow(h,3) 2**h torch.pow(2.0,h) h.pow(3) h.abs() torch.abs(h) abs(h) torch.absolute(h) h.absolute() h.abs_() torch.abs_(h)
     h.exp() torch.exp(h) torch.exp2(h) h.expm1() torch.erf(h) h.erf() torch.sin(h) h.cos() torch.atan(h) h.sinh() torch.asinh(h) h.exp_() torch.exp_(h) h.floor() torch.floor(h) torch.ceil(h) h.round() torch.round(h) h.trunc() h.sign() torch.sgn(h) torch.frac(h) torch.nan_to_num(h) torch.hypot(h,h.flip(1))
     h.sigmoid() torch.sigmoid(h) F.sigmoid(h) nn.Sigmoid()(h) h.sigmoid_() torch.sigmoid_(h) torch.special.expit(h) h.tanh() torch.tanh(h) F.tanh(h) nn.Tanh()(h) h.tanh_() F.hardsigmoid(h) nn.Hardsigmoid()(h) F.softmax(h,1) F.softmax(h,dim=-1) torch.softmax(h,1) h.softmax(dim=1) nn.Softmax(1)(h) nn.Softmax2d()(h) F.softmin(h,1) nn.Softmin(1)(h) F.softsign(h) nn.Softsign()(h)
     F.silu(h) nn.SiLU()(h) F.silu(h,inplace=True) nn.SiLU(inplace=True)(h) F.gelu(h) F.gelu(h,approximate="tanh") nn.GELU()(h) nn.GELU("tanh")(h) F.mish(h) nn.Mish()(h) F.hardswish(h) nn.Hardswish()(h) F.leaky_relu(h,0.1) nn.LeakyReLU(0.2)(h) F.leaky_relu_(h) F.elu(h) nn.ELU()(h) F.elu_(h) F.selu(h) nn.SELU()(h) F.celu(h) nn.CELU()(h) F.selu_(h) F.celu_(h) F.softplus(h) nn.Softplus()(h) F.prelu(h,m.slope) nn.PReLU()(h) torch.prelu(h,m.slope) h.prelu(m.slope)
     F.logsigmoid(h) nn.LogSigmoid()(h) F.hardshrink(h) h.hardshrink() nn.Hardshrink()(h) F.softshrink(h,0.1) nn.Softshrink()(h) F.tanhshrink(h) nn.Tanhshrink()(h) F.threshold(h,0.1,0.3) nn.Threshold(0.1,-0.2)(h) F.threshold_(h,0.1,0.3) F.rrelu(h) nn.RReLU()(h) F.rrelu_(h)
     h.mean(1) torch.mean(h,(2,3)) h.mean((2,3),keepdim=True) h.sum(1) torch.sum(h,dim=2) h.nansum(1) h.cumsum(1) torch.cumsum(h,2) h.prod(3) torch.prod(h,3) h.var(1) torch.var(h,(2,3)) h.std(1,keepdim=True) torch.std(h,1) h.norm(dim=1) torch.norm(h,dim=1) torch.linalg.norm(h,dim=1) torch.linalg.vector_norm(h,dim=1) h.logsumexp(1) torch.logsumexp(h,1)
     F.normalize(h) F.normalize(h,dim=-1) F.cosine_similarity(h,h.flip(1)) nn.CosineSimilarity()(h,h.flip(1)) F.pairwise_distance(h,h.flip(1)) nn.PairwiseDistance()(h,h.flip(1)) torch.cdist(h,h.flip(1))
-    nn.AvgPool2d(2)(h) F.avg_pool2d(h,2) F.avg_pool2d(h,3,1,1) nn.AdaptiveAvgPool2d(1)(h) F.adaptive_avg_pool2d(h,2) nn.LPPool2d(2,2)(h) F.lp_pool2d(h,2,2) F.fold(h.reshape(2,8,36),(7,7),(2,2)) nn.Fold((7,7),(2,2))(h.reshape(2,8,36))
+    nn.AvgPool2d(2)(h) F.avg_pool2d(h,2) F.avg_pool2d(h,3,1,1) nn.AdaptiveAvgPool2d(1)(h) F.adaptive_avg_pool2d(h,2) nn.LPPool2d(2,2)(h) F.lp_pool2d(h,2,2) nn.LPPool1d(2,2)(h[:,0]) F.lp_pool1d(h[:,0],2,2) nn.LPPool3d(2,2)(h.unsqueeze(1)) F.lp_pool3d(h.unsqueeze(1),2,2) nn.CrossMapLRN2d(3)(h) F.fold(h.reshape(2,8,36),(7,7),(2,2)) nn.Fold((7,7),(2,2))(h.reshape(2,8,36))
     nn.LayerNorm(6)(h) F.layer_norm(h,(6,)) F.layer_norm(h,[6,6]) nn.GroupNorm(2,8)(h) F.group_norm(h,2) nn.InstanceNorm2d(8)(h) F.instance_norm(h) nn.RMSNorm(6)(h) F.rms_norm(h,(6,)) nn.LocalResponseNorm(3)(h) F.local_response_norm(h,3) F.batch_norm(h,m.mean,m.var)
     nn.Upsample(scale_factor=2,mode="bilinear")(h) F.interpolate(h,scale_factor=2,mode="bilinear") F.interpolate(h,(9,9),mode="bicubic") nn.UpsamplingBilinear2d(scale_factor=2)(h) F.upsample_bilinear(h,scale_factor=2) F.grid_sample(h,m.grid) F.grid_sample(h,m.grid,align_corners=False)
     F.pad(h,(1,1),value=0.7) nn.ConstantPad2d(1,0.4)(h) h.masked_fill(m.mask,0.4) torch.where(m.mask,h,0.4) torch.where(h>0,1.0,h) h.index_fill(1,m.index,0.5) h.scatter(1,m.places,0.5) h.scatter_add(1,m.places,h) torch.scatter_add(h,1,m.places,h.flip(1)) h.index_add(1,m.index,h[:,:4]) torch.lerp(h,h.flip(1),0.3) h.lerp(h.flip(1),0.3) h.index_put((m.rows,),h,accumulate=True)
@@ -85,11 +85,17 @@ STEPS = {  # more than one tensor is computed
     "torch.div(h,h.sigmoid()+1).sum(1)": 4, "h+m.table": 2, "m.table*h": 2, "h-m.scalar": 2, "torch.reciprocal(h.exp()+1)": 3, "nn.Sequential(nn.Tanhshrink(),nn.BatchNorm2d(8))(h)": 2, "torch.matmul(h,m.weights[0])": 2, "h@m.weights[0]": 2,
     "F.glu(h,1)": 2, "nn.GLU(1)(h)": 2, "torch.addcmul(h,h,h.flip(1))": 2, "h.addcmul(h,h,value=0.5)": 3, "torch.addcdiv(h,h,h.sigmoid()+1)": 4,
     "torch.addmm(h[0,0],h[0,1],h[0,2])": 2, "torch.baddbmm(h[0],h[0],h[1],beta=0.5,alpha=2)": 4, "h[0].baddbmm(h[0],h[1])": 2, "h*h.sigmoid()": 2, "(h-h.mean(1,True))/(h.var(1,keepdim=True)+1e-3).sqrt()": 6,
-    "h/h.norm(dim=1,keepdim=True)": 2, "h.exp()/h.exp().sum(1,True)": 4, "torch.bilinear(h,h.flip(1),m.weights,m.bias)": 5, "nn.Bilinear(6,6,4)(h,h)": 5, "torch.cat([h,h.sigmoid()],1)": 2, "h+h.exp().log()": 3,
+    "h/h.norm(dim=1,keepdim=True)": 2, "h.exp()/h.exp().sum(1,True)": 4, "torch.bilinear(h,h.flip(1),m.weights,m.bias)": 5, "nn.Bilinear(6,6,4)(h,h)": 5, "torch.cat([h,h.sigmoid()],1)": 2,
 }  # fmt: skip
+
+LAYERS = """
+    F.linear(h,m.matrix,m.bias) F.linear(h,m.matrix) h@m.matrix.t() h@m.matrix.T h@m.matrix.mT torch.matmul(h,m.matrix.transpose(0,1)) h.matmul(m.square) h@m.square torch.mm(h[0,0],m.square) h[0,0].mm(m.matrix.t()) F.linear(h,m.square.t())
+    torch.addmm(m.bias,h[0,0],m.matrix.t()) torch.addmm(m.six,h[0,0],m.square) torch.einsum("bchw,wx->bchx",h,m.square) torch.einsum("bchw,xw->bchx",h,m.matrix) torch.einsum("...w,wx->...x",h,m.square) F.conv2d(h,m.kernel,m.bias) torch.conv2d(h,m.kernel) h[:,0]@m.square
+"""  # a third layer, between the two
 
 LOGARITHM = "what is near zero counts most, and one scale for the whole range loses it"
 PLACES = "it works on values and their places together"
+MAKES = "it makes numbers and reads none"
 MARKS = "it holds numbers that mark places, which no range may hold"
 CALL = "more than a product of two matrices; traced models have einsum and bilinear written out where they come to one"
 ISLANDS = {
@@ -104,6 +110,8 @@ ISLANDS = {
     "torch.linalg.inv(h+torch.eye(6)*9)": "its steps need more than 8 bits",
     "h.masked_fill(m.mask,float('-inf')).softmax(-1)": MARKS, "torch.where(m.mask,h,-1e9).softmax(-1)": MARKS, "(h+torch.full((6,6),float('-inf')).triu(1)).softmax(-1)": MARKS, "(h+m.causal).softmax(-1)": MARKS, "(h+(1.0-(h>-1).float())*-1e4).softmax(-1)": MARKS,
     "F.max_pool2d(F.pad(h,(1,1,1,1),value=float('-inf')),3)": MARKS, "F.max_pool2d(nn.ConstantPad2d(1,-1e5)(h),3)": MARKS,
+    "h+torch.zeros_like(h)": MAKES, "h+torch.full_like(h,0.3)": MAKES, "h*h.new_ones(6)": MAKES, "torch.cat([h,h.new_zeros(2,1,6,6)],1)": MAKES, "h+torch.rand_like(h)*0": "drawn anew at each call: no two runs agree",
+    "h+F.mse_loss(h,h)": "a loss is for training, and is exact", "F.grid_sample(h,F.affine_grid(h[:,:2,0,:3]*0.1+m.theta,(2,8,5,5)))": "it gives coordinates, for which steps of 8 bits are too coarse", "h.bfloat16().float()": "another floating type",
     "torch.special.bessel_j0(h)": "not in edgeq's table of operators",
 }  # fmt: skip
 
@@ -132,6 +140,8 @@ class Between(nn.Module):
         self.slope = nn.Parameter(torch.rand(8))
         self.scalar = nn.Parameter(torch.tensor(0.3))
         self.weights, self.bias = nn.Parameter(torch.randn(4, 6, 6) / 3), nn.Parameter(torch.randn(4))
+        self.matrix, self.square = nn.Parameter(torch.randn(4, 6) / 3), nn.Parameter(torch.randn(6, 6) / 3)
+        self.six, self.kernel = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(4, 8, 3, 3) / 8)
         for name, value in constants().items():
             self.register_buffer(name, value)
         constructors = _Constructors()
@@ -166,5 +176,6 @@ def constants() -> dict[str, Tensor]:
         "index": torch.tensor([3, 0, 5, 1]),
         "places": torch.randint(0, 8, (2, 8, 6, 6), generator=generator),
         "rows": torch.tensor([1, 0]),
+        "theta": torch.tensor([[0.9, 0.1, 0.0], [-0.1, 0.8, 0.1]]).repeat(2, 1, 1),
         "grid": torch.rand(2, 5, 5, 2, generator=generator) * 1.8 - 0.9,
     }

@@ -223,21 +223,16 @@ CALLS: dict[tuple[str, int], list[Call]] = {
         lambda m, h: h[torch.tensor([1, 0])],
     ],
     ("same", 2): [
-        lambda m, h: F.dropout(h, training=False), lambda m, h: F.dropout2d(h, training=False), lambda m, h: h.float(),
+        lambda m, h: F.dropout(h, training=m.training), lambda m, h: F.dropout2d(h, training=m.training), lambda m, h: h.float(),
         lambda m, h: h.to(torch.float32), lambda m, h: h.detach(), lambda m, h: h.type_as(h), lambda m, h: h.cpu(),
     ],
-    ("same", 3): [lambda m, h: F.dropout3d(h, training=False)],
+    ("same", 3): [lambda m, h: F.dropout3d(h, training=m.training)],
     ("log_softmax", 2): [lambda m, h: torch.log_softmax(h, 1), lambda m, h: F.log_softmax(h, 1), lambda m, h: h.log_softmax(1)],
-    ("exponential", 2): [
-        lambda m, h: torch.exp(h), lambda m, h: torch.log(h.abs() + 1), lambda m, h: torch.pow(h, 2), lambda m, h: h**2,
-        lambda m, h: torch.sqrt(torch.square(h)), lambda m, h: torch.rsqrt(h.square() + 1), lambda m, h: torch.reciprocal(h.exp()),
-        lambda m, h: torch.abs(h), lambda m, h: (h.pow(2) + 1).log(), lambda m, h: h.square().sqrt(),
-        lambda m, h: (h.abs() + 1).rsqrt(), lambda m, h: h.exp().reciprocal(),
-    ],
-    ("masked_fill", 2): [lambda m, h: h.masked_fill(h > 0, 0.5), lambda m, h: torch.masked_fill(h, h < 0, -1e9)],
+    ("masked_fill", 2): [lambda m, h: h.masked_fill(h > 0, 0.5), lambda m, h: torch.masked_fill(h, h < 0, 0)],
     ("embedding", 2): [
-        lambda m, h: F.embedding(h.argmax(1), m.weights[0]) + 1, lambda m, h: F.embedding_bag(h.argmax(1)[0], m.weights[0]) + 1,
+        lambda m, h: F.embedding(h.argmax(1), m.weights[0]) + 1,
     ],
+    ("embedding_bag", 2): [lambda m, h: F.embedding_bag(h.argmax(1)[0], m.weights[0]) + 1],
     ("attribute", 2): [lambda m, h: h.mT, lambda m, h: h[0, 0].T, lambda m, h: h.data],
     ("size", 2): [
         lambda m, h: (h, len(h.shape), torch.numel(h), h.size(1), h.dim(), h.numel(), h.ndimension(), h.stride(0), h.is_contiguous()),
