@@ -14,8 +14,13 @@ CREATORS = {torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    """The module that a node calls, or None."""
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    """The module that a node calls, or None. Everything asks for it, of every node: no attributes are looked up."""
+    if node.op != "call_module":
+        return None
+    module = root
+    for name in str(node.target).split("."):
+        module = module._modules[name]  # type: ignore[assignment]
+    return module
 
 
 def floating_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:

@@ -53,9 +53,10 @@ def places_of(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, Place]:
 
 def _classes(scope: str, root: nn.Module) -> tuple[str, ...]:
     """The classes of the module at a path and of those that it is a part of, from the inside out."""
-    names = scope.split(".") if scope else []
-    paths = (".".join(names[:depth]) for depth in range(len(names), -1, -1))
-    return tuple(type(root.get_submodule(path)).__name__ for path in paths)
+    modules = [root]
+    for name in scope.split(".") if scope else []:
+        modules.append(modules[-1].get_submodule(name))
+    return tuple(type(module).__name__ for module in reversed(modules))
 
 
 def _types(node: fx.Node, root: nn.Module) -> tuple[str, ...]:

@@ -40,9 +40,11 @@ def slices_to_split(draft: Draft) -> None:
     slices are all of them, one after the other.
     """
     for source in draft.nodes():
+        slices = [user for user in source.users if is_slice(user)]
+        if len(slices) < 2 or not all(draft.gives_way(node, slices[0]) for node in slices):
+            continue
         found = draft.ranks.channels(source)
-        slices = [user for user in source.users if is_slice(user)] if found is not None else []
-        if found is None or len(slices) < 2 or not all(draft.gives_way(node, slices[0]) for node in slices):
+        if found is None:
             continue
         size, axis = found
         rank = draft.ranks[source]
