@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional
 
 from edgeq.graph.decompose import decomposes, replaces
 from edgeq.graph.masks import mask_scores
 
 Value = Any  # a proxy of a tensor, or None
-
-fx.wrap("mask_scores")
 
 
 @replaces(functional.scaled_dot_product_attention)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import operator
 import re
 import warnings
 from collections.abc import Iterable
@@ -107,10 +108,16 @@ class _Raised:
             node = placeholders[spec.arg.name]
             if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
                 self.values[node] = next(rest)
+            elif spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
+                self.values[node] = self._constant(spec.target, self.exported.constants[spec.target])
             else:
                 self.values[node] = _Attribute(spec.target)
-                if spec.target in self.exported.constants and not hasattr(self.model, spec.target):
-                    setattr(self.model, spec.target, self.exported.constants[spec.target])
+
+    def _constant(self, name: str, value: Tensor) -> _Attribute:
+        """A tensor that the model made, as an attribute of it."""
+        name = f"exported_{name.replace('.', '_')}"
+        setattr(self.model, name, value)
+        return _Attribute(name)
 
     def _output(self) -> None:
         (output,) = (node for node in self.exported.graph.nodes if node.op == "output")
@@ -152,7 +159,8 @@ class _Raised:
         known = len(self.graph.nodes)
         args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
         args, kwargs = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # plain containers
-        self.values[node] = raised(node.target, args, kwargs)
+        value = raised(node.target, args, kwargs)
+        self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
         path = self._path(node)
         for made in list(self.graph.nodes)[known:]:
             made.meta[SCOPE] = path
@@ -224,7 +232,7 @@ def _leaves(example: Any, proxy: Any) -> list[Any]:
 
 def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
     """What a node of the recording is of the result of its module's call."""
-    if not isinstance(module, nn.RNNBase) or node.target is not __import__("operator").getitem:
+    if not isinstance(module, nn.RNNBase) or node.target is not operator.getitem:
         return call
     number = node.args[1]
     if number == 0:

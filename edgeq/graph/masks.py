@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which given a value that is being traced is recorded as one call, and not looked into."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxies = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+        if proxies:
+            return proxies[0].tracer.create_proxy("call_function", call, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@recorded
 def mask_scores(scores: Tensor, mask: Tensor | None, keeps: bool, is_causal: bool = False) -> Tensor:
     """Attention scores (..., queries, keys) without the pairs that are masked.
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CODES = 1 << 8  # the most codes of an operand
 TRIES = 64  # scales
 NUDGE = 2.0**-16  # by which one is greater than the one before
+MEANS = ("avg_pool", "mean")
+MEAN_NUDGE = 2.0**-12
 
 
 class Pairing(NamedTuple):
@@ -51,6 +53,24 @@ def avoid_ties(network: PreparedModule) -> None:
         best = min(_candidates(target), key=_Differing(target, pairings))
         target.scale.copy_(best.scale)
         target.zero_point.copy_(best.zero_point)
+    for target, source in _means(network):
+        if bool(target.scale == source.scale):  # a mean of few numbers, of which one is the greatest everywhere
+            target.scale.mul_(1 + MEAN_NUDGE)
+
+
+def _means(network: PreparedModule) -> Iterator[tuple[TensorQuantizer, TensorQuantizer]]:
+    """The quantizers behind means whose scale is free, and those of what the means are taken of. At one scale the
+    mean of n codes is a tie wherever the remainder of their sum by n is half of it, at any other hardly ever.
+    """
+    for node in network.fx_graph.nodes:
+        target: Any = module_of(node, network)
+        mean: Any = node.args[0] if isinstance(target, TensorQuantizer) else None
+        if mean is None or not mean.op.startswith("call") or not _is_adjustable(target):
+            continue
+        source = network.quantizer_of(mean.all_input_nodes[0].name) if mean.all_input_nodes else None
+        is_mean = operator_of(mean, module_of(mean, network)).name in MEANS
+        if is_mean and source is not None and source is not target and target.spec.scale is ScaleKind.FREE:
+            yield target, source
 
 
 def _pairings(network: PreparedModule) -> dict[TensorQuantizer, list[Pairing]]:

@@ -74,10 +74,10 @@ def in_fast_layout(weight: Tensor) -> Tensor:
 
 def largest_accumulator(operation: Operation, weight: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """A bound, for each output channel, on every partial sum of products for inputs in lower..upper; float64."""
-    rows = operation.rows(weight).to(torch.float64)
-    ends = torch.stack([rows * lower, rows * upper])
-    positive, negative = ends.amax(0).sum(1), ends.amin(0).sum(1)
-    return torch.maximum(positive, -negative)
+    rows = operation.rows(weight)
+    positive = rows.clamp(min=0).sum(1, dtype=torch.float64)
+    negative = rows.sum(1, dtype=torch.float64) - positive
+    return torch.maximum(upper * positive + lower * negative, -(lower * positive + upper * negative))
 
 
 def accumulate(operation: Operation, codes: Tensor, parameters: ExactParameters) -> Tensor:
