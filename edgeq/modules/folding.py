@@ -69,6 +69,17 @@ class Folds:
         output = output if self.factor == 1.0 else output * self.factor
         return output if self.offset == 0.0 else output + self.offset
 
+    def bias_beside(
+        self, operation: Operation, weight: Tensor, rounded: Tensor, bias: Tensor | None
+    ) -> Tensor | None:
+        """The bias for `around` with a `rounded` weight: what `before` adds goes into the deployed bias by way of the
+        `weight` as it was.
+        """
+        if self.before is None:
+            return bias
+        moved = operation.rows((weight - rounded) * operation.per_input(norm_shift(self.before), weight)).sum(1)
+        return moved if bias is None else bias + moved
+
     def output_gain(self, operation: Operation, weight: Tensor) -> Tensor:
         """What folding multiplies each output channel of the weight with, `before` aside; shape (channels,)."""
         if self.norm is None:

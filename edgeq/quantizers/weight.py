@@ -148,6 +148,21 @@ def raw_scale(scale: Tensor, factor: Tensor, ends: Tensor) -> Tensor:
     return torch.where(factor < 0, -size, size)
 
 
+def entry_scale(scale: Tensor, gain: Tensor, weight: Tensor, groups: int, codes_max: int) -> Tensor:
+    """The signed scale s / f of each entry of a weight (outputs, inputs / groups, ...) that is multiplied by `gain`
+    when it is deployed at `scale`; all of them broadcast.
+
+    An input channel that nothing would be left of in any output keeps fine steps of its own, so that its gamma can
+    still learn.
+    """
+    codes = (weight * gain).abs() >= scale / 2
+    lives = codes.flatten(2).any(2) if weight.dim() > 2 else codes  # (outputs, inputs / groups)
+    lives = lives.unflatten(0, (groups, -1)).any(1).repeat_interleave(len(weight) // groups, 0)
+    own = weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) / codes_max
+    size = torch.where(lives.reshape(gain.shape), scale / gain.abs(), own)
+    return torch.where(gain < 0, -size, size)
+
+
 def round_weight(
     weight: Tensor, scale: Tensor, offset: Tensor | None, codes_min: int, codes_max: int, clips: bool
 ) -> Tensor:

@@ -10,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 import edgeq
 
+AS_WRITTEN = dict.fromkeys(edgeq.rewrite_names(), False)  # the graph is quantized as the model's author wrote it
+
 
 def images(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers; by default a batch (2, 3, 8, 8)."""

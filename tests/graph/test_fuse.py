@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgeq
-from tests.graph.parity import assert_exact, calibrated, images
+from tests.graph.parity import AS_WRITTEN, assert_exact, calibrated, images
 
 LAYERS = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), 1),
@@ -132,7 +132,7 @@ class Twice(nn.Module):
     (nn.BatchNorm2d(8), nn.ReLU6(), 5),  # the norm and its activation are one
 ])  # fmt: skip
 def test_what_has_two_readers_is_not_folded(norm, activation, count):
-    wrapped = calibrated(Twice(norm, activation).eval(), images())
+    wrapped = calibrated(Twice(norm, activation).eval(), images(), rewrites=AS_WRITTEN)
     (conv,) = wrapped.module.quantized_layers()
     assert conv.site.norm is None
     assert (conv.site.floor, conv.site.ceiling) == (None, None)
