@@ -8,8 +8,8 @@ ROOT = Path(__file__).parent
 VERSION: dict[str, str] = {}
 exec((ROOT / "edgeq" / "version.py").read_text(encoding="utf-8"), VERSION)
 
-FOLDERS = [path.parent for path in sorted((ROOT / "edgeq").glob("*/__init__.py"))]
-PACKAGES = ["edgeq", *(f"edgeq.{folder.name}" for folder in FOLDERS)]
+FOLDERS = [path.parent.relative_to(ROOT) for path in sorted((ROOT / "edgeq").rglob("__init__.py"))]
+PACKAGES = [".".join(folder.parts) for folder in FOLDERS]
 
 setup(
     name="edgeq",

@@ -127,4 +127,3 @@ def test_no_file_of_the_project_names_a_place_on_one_machine():
 def test_every_folder_is_a_package_that_setup_finds():
     folders = {path.parent for path in FILES}
     assert all((folder / "__init__.py").exists() for folder in folders)
-    assert {len(folder.relative_to(ROOT).parts) for folder in folders} <= {1, 2}  # what setup.py looks for
