@@ -25,10 +25,10 @@ ARITHMETIC = ("add", "sub", "mul", "div", "neg", "put", "masked_fill", "scatter"
 def marked(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
     """The nodes that marks keep out of quantization, each with the reason."""
     found = dict.fromkeys(_mask_inputs(graph, root), HOLDS)
-    makers: list[fx.Node] = []
+    makers: set[fx.Node] = set()
     for node in graph.nodes:
         if _makes_marks(node, root):
-            makers.append(node)
+            makers.add(node)
         elif not _keeps_marks(node, root) or not any(source in found for source in _data(node, root)):
             continue
         found[node] = HOLDS
@@ -64,7 +64,7 @@ def _keeps_marks(node: fx.Node, root: nn.Module) -> bool:
     return behaviour_of(node, module) is Behaviour.SHARE or operator_of(node, module).name in ARITHMETIC
 
 
-def _is_mask_arithmetic(node: fx.Node, root: nn.Module, makers: list[fx.Node], found: dict[fx.Node, str]) -> bool:
+def _is_mask_arithmetic(node: fx.Node, root: nn.Module, makers: set[fx.Node], found: dict[fx.Node, str]) -> bool:
     """Whether a node does nothing but prepare what is then multiplied to be a mask, as in ``(1 - mask) * -1e4``."""
     if not node.op.startswith("call") or not node.users or not _keeps_marks(node, root):
         return False
@@ -100,11 +100,16 @@ def _score_additions(graph: fx.Graph, root: nn.Module) -> Iterator[fx.Node]:
 
 def _readers(node: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
     """Who reads a value, wherever it was moved to; what asks only for its size does not."""
-    for user in node.users:
-        if _moves(user, root):
-            yield from _readers(user, root)
-        elif not user.op.startswith("call") or behaviour_of(user, module_of(user, root)) is not Behaviour.PLAIN:
-            yield user
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        users = pending.pop().users.keys() - seen
+        seen |= users
+        for user in users:
+            if _moves(user, root):
+                pending.append(user)
+            elif not user.op.startswith("call") or behaviour_of(user, module_of(user, root)) is not Behaviour.PLAIN:
+                yield user
 
 
 def _others_are_computed(addition: fx.Node, root: nn.Module) -> bool:
