@@ -16,10 +16,9 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import edgeq
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     training, validation = data(options, folder)
     detector = DETECTORS[options.arch]
-    model = detector.build(len(training.classes), options.width or detector.width, options.size)
+    model = detector.build(len(training.classes), options.size, options.width, options.depth)
     if options.checkpoint:
         print(edgeq.load_weights(model, options.checkpoint))
     train(model, detector.loss, training, plan(options), folder / "float.pt", options.resume, "float training")
@@ -81,19 +80,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--train", nargs=2, metavar=files, help="annotations in COCO's format and their folder of images")
     add("--val", nargs=2, metavar=files, help="the same, to measure on")
     add("--arch", default="yolo", choices=DETECTORS, help="kind of network (default: %(default)s)")
-    add("--width", type=float, help="of the network; unless given 0.25 for yolo, else 1")
+    add("--width", type=float, help="scales the channels; unless given 0.25 for yolo, else 1")
+    add("--depth", type=float, help="scales the number of blocks of yolo; unless given 0.34")
     add("--checkpoint", help="float weights to begin with; what does not fit is reported")
-    add("--size", type=int, default=320, help="height and width of an image (default: %(default)s)")
+    add("--size", type=int, help="height and width of an image; unless given 320, and 96 for drawn shapes")
     add("--preset", default="DEFAULT", help="what to quantize and how (default: %(default)s)")
     add("--backend", default="onnxruntime", help="what the file is for (default: %(default)s)")
     add("--epochs", type=int, default=30, help="epochs of float training (default: %(default)s)")
     add("--qat-epochs", type=int, default=6, help="epochs of quantized training; 0 only calibrates (default: 6)")
-    add(
-        "--rate",
-        type=float,
-        default=2e-3,
-        help="highest learning rate; quantized, a tenth (default: %(default)s)",
-    )
+    add("--rate", type=float, default=2e-3, help="learning rate; quantized, a tenth (default: %(default)s)")
     add("--batch", type=int, default=16, help="images at a time (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     add("--device", default="cpu", help="where to train (default: %(default)s)")
@@ -103,6 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.train) != bool(options.val):
         parser.error("--train and --val belong together")
+    options.size = options.size or (320 if options.train else 96)
     return options
 
 
@@ -124,7 +120,7 @@ def data(options: argparse.Namespace, folder: Path) -> tuple[Coco, Coco]:
     return training, validation
 
 
-def calibration_batches(coco: Coco, options: argparse.Namespace) -> Any:
+def calibration_batches(coco: Coco, options: argparse.Namespace) -> DataLoader:
     """Plain training images for calibration, the same ones each time."""
     chosen = torch.randperm(len(coco), generator=torch.Generator().manual_seed(0))[:CALIBRATION].tolist()
     return loader(Subset(Scaled(coco, options.size, False), chosen), options.batch, False, options.workers)

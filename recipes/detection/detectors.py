@@ -25,13 +25,11 @@ Network = Callable[..., Any]  # float, quantized, converted, or made of files
 
 
 class Detector(ABC):
-    """A kind of detector; `width` is what its channels are scaled by unless the user says otherwise."""
-
-    width: float
+    """A kind of detector."""
 
     @abstractmethod
-    def build(self, classes: int, width: float, size: int) -> nn.Module:
-        """The float network, for images of `size` pixels."""
+    def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
+        """The float network, for images of `size` pixels. Raises ValueError for what this kind cannot be."""
 
     @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -57,12 +55,10 @@ class Detector(ABC):
 class YoloDetector(Detector):
     """Quantized whole: the network returns raw maps, and boxes are made of them outside."""
 
-    width = 0.25
-
-    def build(self, classes: int, width: float, size: int) -> nn.Module:
+    def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
         if size % 32:
             raise ValueError(f"The size of the images is {size}; the YOLO network needs a multiple of 32.")
-        return Yolo(classes, width)
+        return Yolo(classes, width or 0.25, depth or 0.34)
 
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         return yolo_loss(model(images), targets)
@@ -84,10 +80,12 @@ class SsdDetector(Detector):
     """Backbone and head are quantized, each by itself; matching, loss and boxes stay Python in the model's forward."""
 
     def __init__(self, network: Callable[[int, float, int], nn.Module]) -> None:
-        self.network, self.width = network, 1.0
+        self.network = network
 
-    def build(self, classes: int, width: float, size: int) -> nn.Module:
-        return self.network(classes, width, size)
+    def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
+        if depth is not None:
+            raise ValueError(f"The depth is {depth}; only that of the YOLO network can be chosen.")
+        return self.network(classes, width or 1.0, size)
 
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         return ssd_loss(model, images, targets)

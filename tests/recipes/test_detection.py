@@ -61,14 +61,18 @@ def test_what_does_not_fit_is_named(capsys):
     with pytest.raises(SystemExit):
         parse(["--train", "a.json", "images"])
     assert "--train and --val belong together" in capsys.readouterr().err
+    files = ["--train", "a.json", "images", "--val", "b.json", "images"]
+    assert (parse([]).size, parse(files).size, parse([*files, "--size", "64"]).size) == (96, 320, 64)
     with pytest.raises(ValueError, match="size of the images is 100; the YOLO network needs a multiple of 32"):
-        DETECTORS["yolo"].build(3, 0.25, 100)
+        DETECTORS["yolo"].build(3, 100)
+    with pytest.raises(ValueError, match="depth is 2; only that of the YOLO network"):
+        DETECTORS["ssd"].build(3, 64, depth=2)
 
 
 def test_ssdlite_is_torchvisions_and_takes_another_size():
-    model = DETECTORS["ssdlite"].build(90, 1.0, 320)
+    model = DETECTORS["ssdlite"].build(90, 320)
     assert sum(parameter.numel() for parameter in model.parameters()) == 3_440_060  # as torchvision says of its weights
-    small = DETECTORS["ssdlite"].build(3, 0.25, 96).eval()
+    small = DETECTORS["ssdlite"].build(3, 96, 0.25).eval()
     images, targets = torch.rand(2, 3, 96, 96), [{"boxes": torch.empty(0, 4), "labels": torch.empty(0).long()}] * 2
     assert small.transform([images[0]])[0].tensors.shape == (1, 3, 96, 96)
     assert {tuple(found["boxes"].shape[1:]) for found in DETECTORS["ssdlite"].detect(small, images)} == {(4,)}

@@ -57,7 +57,7 @@ def wrapped(model, kind, quantized):
 def test_a_run_that_is_resumed_ends_in_the_numbers_of_one_that_was_not_interrupted(shapes, tmp_path, kind, quantized):
     torch.manual_seed(0)
     detector, plan = DETECTORS[kind], Plan(epochs=3, rate=1e-3, batch=4, size=64)
-    model = detector.build(3, WIDTHS[kind], 64)
+    model = detector.build(3, 64, WIDTHS[kind])
     first, second, anew = (wrapped(copy.deepcopy(model), kind, quantized) for _ in range(3))
     paths = tmp_path / "whole.pt", tmp_path / "resumed.pt"
     train(first, detector.loss, shapes, plan, paths[0], False, "")
@@ -75,7 +75,7 @@ def test_a_run_that_is_resumed_ends_in_the_numbers_of_one_that_was_not_interrupt
 def test_a_finished_run_is_only_loaded(shapes, tmp_path):
     torch.manual_seed(0)
     detector, plan = DETECTORS["yolo"], Plan(epochs=1, rate=1e-3, batch=4, size=64)
-    models = [detector.build(3, WIDTHS["yolo"], 64) for _ in range(2)]
+    models = [detector.build(3, 64, WIDTHS["yolo"]) for _ in range(2)]
     train(models[0], detector.loss, shapes, plan, tmp_path / "float.pt", False, "")
     train(models[1], interrupting(detector.loss, 0), shapes, plan, tmp_path / "float.pt", True, "")
     assert same(models[0].state_dict(), models[1].state_dict())
@@ -84,7 +84,7 @@ def test_a_finished_run_is_only_loaded(shapes, tmp_path):
 
 def test_a_checkpoint_of_another_plan_is_refused(shapes, tmp_path):
     detector, path = DETECTORS["ssd"], tmp_path / "float.pt"
-    model = detector.build(3, WIDTHS["ssd"], 64)
+    model = detector.build(3, 64, WIDTHS["ssd"])
     train(model, detector.loss, shapes, Plan(epochs=1, rate=1e-3, batch=6, size=64), path, False, "")
     with pytest.raises(ValueError, match=r"float\.pt was trained with epochs 1, this run has 2: give the same"):
         train(model, detector.loss, shapes, Plan(epochs=2, rate=1e-3, batch=6, size=64), path, True, "")
