@@ -63,7 +63,8 @@ def test_options_of_the_norm_are_kept_in_training(options):
 @pytest.mark.parametrize("preset", ["WC8_AT8", "WT8SYMP2_AT8SYMP2"])
 def test_files_agree(preset, tmp_path):
     x = images(4, 6, 7, 7)
-    wrapped = calibrated(lively(Preactivated()), x, preset=preset, rewrites=only(NAME))
+    wrapped = calibrated(lively(Preactivated()), x, preset=preset, rewrites=only(NAME, {"inexact": True}))
+    assert len(wrapped.module.quantized_layers()) == 2
     assert_files_agree(wrapped, x, folder=tmp_path)
 
 
@@ -100,6 +101,21 @@ def test_a_norm_that_a_layer_takes_in_a_rule_keeps_or_that_has_no_statistics_sta
     assert kept.module.changes.each == ()
     assert kept.module.reasons["norm"] == "stays float by the rule for 'norm'"
     assert changes(Preactivated(track_running_stats=False).eval(), NAME) == ()
+
+
+@pytest.mark.parametrize("preset", ["WT8SYMP2_AT8SYMP2", "WC8P2_AT8P2", "WC4M4_AT8"])
+def test_where_gamma_would_be_rounded_a_norm_stays_in_float_unless_it_may_be_inexact(preset):
+    assert changes(lively(Preactivated()), NAME, qconfig_type=preset) == ()
+    assert len(changes(lively(Preactivated()), NAME, qconfig_type=preset, options={"inexact": True})) == 1
+
+
+@pytest.mark.parametrize("preset", ["WC8_AT8", "WC4_AT8"])
+def test_a_free_scale_for_each_channel_holds_gamma_exactly(preset):
+    x = images(4, 6, 7, 7)
+    layer = layers_of(calibrated(lively(Preactivated()), x, preset=preset, rewrites=only(NAME)))[0]
+    weight = layer.folded(layer.weight, layer.bias)[0]
+    assert torch.allclose(layer.weight_quantizer(weight), weight, rtol=1e-6)
+    assert len(weight.unique()) == 6
 
 
 def test_a_rule_for_the_norm_is_one_for_its_convolution():
