@@ -37,14 +37,21 @@ class Draft:
     ) -> None:
         self.graph, self.root, self.qconfig, self.is_qat, self.shapes = graph, root, qconfig, is_qat, shapes
         self.changes: list[Change] = []
+        self._look()
 
     def run(self, rewrite: Rewrite, options: dict[str, Any]) -> None:
         """Lets a rewrite make its changes."""
-        self.rewrite = rewrite
+        self.rewrite, before = rewrite, len(self.changes)
+        rewrite(self, **options)
+        if len(self.changes) > before:
+            self.graph.lint()
+            self._look()
+
+    def _look(self) -> None:
+        """Learns of the graph, as it is now, what rewrites ask for."""
         self.ranks = Ranks(self.graph, self.root, self.shapes)
         self._apart = outside_of_region(self.graph, self.root) | set(marked(self.graph, self.root))
-        rewrite(self, **options)
-        self.graph.lint()
+        self._chains: dict[fx.Node, Chain] | None = None
 
     # ---- what there is
 
@@ -80,10 +87,12 @@ class Draft:
         return node not in self._apart and (rule is None or rule is self.rule(to))
 
     def chains(self) -> dict[fx.Node, Chain]:
-        """What is fused as the graph stands."""
-        floating = floating_nodes(self.graph, self.root)
-        untouched = {n for n in self.graph.nodes if n not in floating or not self.is_quantized(n)}
-        return chains(self.graph, self.root, untouched)
+        """What is fused as the graph stood when the rewrite began."""
+        if self._chains is None:
+            floating = floating_nodes(self.graph, self.root)
+            untouched = {n for n in self.graph.nodes if n not in floating or not self.is_quantized(n)}
+            self._chains = chains(self.graph, self.root, untouched)
+        return self._chains
 
     # ---- what is changed
 
