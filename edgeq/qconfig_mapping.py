@@ -15,6 +15,7 @@ from edgeq.spec import QConfig, Rule
 
 Kind = type[nn.Module] | Callable[..., Any] | str
 
+SPECS = ("weight", "activation", "weight_only")  # what of a preset counts for single layers
 GLOBAL = ""  # the key of the global preset in a dict
 LEVELS: dict[str, tuple[str, ...]] = {
     "object_type": ("type",),
@@ -31,8 +32,8 @@ class QConfigMapping:
     the n-th call of an object type in a module.
 
     A preset is anything that `edgeq.load_preset` takes; None leaves what it is set for in float. Of a preset that
-    is set for some layers, the specs of weight and activation count; what concerns a whole network, its bias,
-    recovery steps, rules and edges, is the global preset's.
+    is set for some layers, the specs of weight and activation count, and `weight_only`; what concerns a whole network,
+    its bias, recovery steps, rules and edges, is the global preset's.
     """
 
     def __init__(self) -> None:
@@ -110,7 +111,8 @@ class QConfigMapping:
             qconfig = load_preset(preset)
             if qconfig.edges is not None or qconfig.rules:
                 raise SpecError(f"{qconfig.name!r} has edges or rules: it is a preset for networks, not for layers.")
-            rule = Rule(weight=qconfig.weight, activation=qconfig.activation, **where)
+            specs = {key: getattr(qconfig, key) for key in SPECS}
+            rule = Rule(**specs, **where)
         subjects = [_subject(other) for other in self.rules]
         if _subject(rule) in subjects:
             self.rules[subjects.index(_subject(rule))] = rule
@@ -151,5 +153,5 @@ def _given(rule: Rule) -> set[str]:
 def _preset_data(rule: Rule) -> dict[str, Any] | None:
     if not rule.quantize:
         return None
-    plain = QConfig()
-    return to_data(QConfig(weight=rule.weight or plain.weight, activation=rule.activation or plain.activation))
+    specs = {key: value for key in SPECS if (value := getattr(rule, key)) is not None}
+    return to_data(QConfig(**specs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -232,7 +232,8 @@ class QConfig:
     """A preset: one spec for weights, one for activations, one for biases, and rules for some layers.
 
     `edges` is the second half of ``"A+B"``: the preset of the network's input, of its first convolution's
-    weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with.
+    weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with. `weight_only` is
+    for presets of single layers, in a mapping: see `Rule`.
     """
 
     name: str = "custom"
@@ -242,6 +243,7 @@ class QConfig:
     bias: BiasSpec = BiasSpec()
     recovery: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    weight_only: bool = False
     edges: QConfig | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -266,6 +268,19 @@ class QConfig:
             elif rule.name.startswith(f"{path}."):
                 rules.append(dataclasses.replace(rule, name=rule.name.removeprefix(f"{path}.")))
         return dataclasses.replace(self, rules=tuple(rules))
+
+    def without(self, paths: Collection[str]) -> QConfig:
+        """This preset without the rules by name for what lies inside of the submodules at `paths`."""
+        inside = tuple(f"{path}." for path in paths)
+        rules = (rule for rule in self.rules if not (rule.name or "").startswith(inside))
+        return dataclasses.replace(self, rules=tuple(rules))
+
+    def require_rules_within(self, paths: Collection[str]) -> None:
+        """Raises SpecError for a rule by name that is for none of the submodules at `paths`: it would be ignored."""
+        for rule in self.rules:
+            name = rule.name or ""
+            if name and not any(f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.") for path in paths):
+                raise SpecError(f"The rule for {name!r} lies in none of the parts that are quantized: {list(paths)}.")
 
     def with_edges(self, edges: QConfig) -> QConfig:
         """The mixed-precision preset ``self + edges``."""

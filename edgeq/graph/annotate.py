@@ -6,26 +6,30 @@ The result can be printed (`explain`) and compared with a golden file; preparati
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from edgeq.errors import SpecError, suggestion
 from edgeq.graph.fuse import Chain, chains
-from edgeq.graph.kinds import floating_nodes, module_of
-from edgeq.graph.operators import Behaviour, Operator, behaviour_of, data_inputs, marks, operator_of
+from edgeq.graph.kinds import floating_nodes, module_of, table_of
+from edgeq.graph.marks import marked
+from edgeq.graph.operators import Behaviour, Operator, behaviour_of, data_inputs, operator_of
+from edgeq.graph.places import check_rules, node_name, places_of
+from edgeq.graph.program import Program
 from edgeq.graph.region import outside_of_region
-from edgeq.graph.trace import SCOPE
-from edgeq.spec import QConfig, TensorSpec
+from edgeq.graph.stored_weights import has_stored_weight, spec_of_moved_codes, stored_weights
+from edgeq.graph.tuples import gives_tuple
+from edgeq.spec import Place, QConfig, Rule, TensorSpec
 
-COMPUTING = (Behaviour.LAYER, Behaviour.MATMUL, Behaviour.OWN, Behaviour.FIXED)
+COMPUTING = (Behaviour.LAYER, Behaviour.MATMUL, Behaviour.OWN, Behaviour.STORED, Behaviour.FIXED)
 
 
 @dataclass
 class Group:
     """Tensors that share one range. `members` are nodes of the graph, `producers` those of them where values
-    are made rather than moved, and so where the quantizer stands.
+    are made rather than moved, and so where the quantizer stands. `table` is a look-up in the table whose range it
+    is, if it is one.
     """
 
     name: str
@@ -33,90 +37,71 @@ class Group:
     members: list[fx.Node]
     producers: list[fx.Node]
     fixed: tuple[float, float] | None = None
+    table: fx.Node | None = None
 
 
 @dataclass
 class Annotation:
-    """What is to be done with a graph."""
+    """What is to be done with a graph. `weights` has the layers whose weights become integers; `tables` those of them
+    that look up rows and move their codes.
+    """
 
     groups: list[Group] = field(default_factory=list)
     chains: dict[fx.Node, Chain] = field(default_factory=dict)
     weights: dict[fx.Node, TensorSpec] = field(default_factory=dict)
+    tables: dict[fx.Node, TensorSpec] = field(default_factory=dict)
     group_of: dict[fx.Node, Group] = field(default_factory=dict)
     reasons: dict[fx.Node, str] = field(default_factory=dict)
-
-
-def node_name(node: fx.Node) -> str:
-    """A node's name for the user: the module's path, or the operation's name within its module's path."""
-    if node.op == "call_module" or node.op == "get_attr":
-        return str(node.target)
-    scope = node.meta.get(SCOPE, "")
-    return f"{scope}.{node.name}" if scope else node.name
+    places: dict[fx.Node, Place] = field(default_factory=dict)
+    rules: dict[fx.Node, Rule | None] = field(default_factory=dict)
 
 
 def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     """The annotation of a rewritten graph under `qconfig`, in which the backend's rules are already settled."""
-    _check_names(graph, qconfig)
+    places = places_of(graph, root)
+    check_rules(places, qconfig)
+    rules = {node: qconfig.rule_for(place) for node, place in places.items()}
     floating = floating_nodes(graph, root)
     outside = outside_of_region(graph, root)
-    floats = {node for node in floating if node in outside or _stays_float(node, root, qconfig)}
-    annotation = Annotation(chains=chains(graph, root, floats | (set(graph.nodes) - floating)))
+    marks = marked(graph, root)
+    floats = {node for node in floating if node in outside or node in marks or stays_float(node, root, rules[node])}
+    found = chains(graph, root, floats | (set(graph.nodes) - floating))
+    annotation = Annotation(chains=found, places=places, rules=rules)
     for node in floats:
         where = "stays float: outside of the region that stubs mark"
-        annotation.reasons[node] = where if node in outside else _float_reason(node, root, qconfig)
+        annotation.reasons[node] = where if node in outside else _float_reason(node, root, rules[node], marks)
     for node in graph.nodes:
         if node.op.startswith("call") and node not in floating:
             annotation.reasons[node] = "never touched: no floating tensor"
-    quantized = _Reach(graph, root, floating, floats, annotation).quantized()
-    _group(graph, root, quantized, qconfig, annotation)
+    quantized = _Reach(graph, root, floating, floats, set(marks), annotation).quantized()
     _weight_specs(graph, root, qconfig, annotation)
+    _stored_weights(graph, root, qconfig, floats, annotation)
+    _group(graph, root, quantized, qconfig, annotation)
     return annotation
 
 
-def _check_names(graph: fx.Graph, qconfig: QConfig) -> None:
-    """Raises SpecError for a rule by name that is nobody's: it would be ignored."""
-    paths = [node_name(node).split(".") for node in graph.nodes if node.op != "output"]
-    known = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
-    for rule in qconfig.rules:
-        if rule.name is not None and rule.name not in known:
-            raise SpecError(f"The rule for {rule.name!r} fits no layer of the model. {suggestion(rule.name, known)}")
-
-
-def _types(node: fx.Node, root: nn.Module) -> tuple[str, ...]:
-    module = module_of(node, root)
-    names = [operator_of(node, module).name]
-    if module is not None:
-        names.append(type(module).__name__)
-    elif node.op.startswith("call"):
-        names.append(str(getattr(node.target, "__name__", node.target)))
-    return tuple(names)
-
-
-def _stays_float(node: fx.Node, root: nn.Module, qconfig: QConfig) -> bool:
+def stays_float(node: fx.Node, root: nn.Module, rule: Rule | None) -> bool:
+    """Whether an operation is computed in float by itself or by the rule that decides about it."""
     if not node.op.startswith("call"):
         return False
-    module = module_of(node, root)
-    if behaviour_of(node, module) is Behaviour.LAYER and module is None and not _has_attribute_weight(node):
+    behaviour = behaviour_of(node, module_of(node, root))
+    if behaviour in (Behaviour.LAYER, Behaviour.STORED) and not has_stored_weight(node):
         return True
-    rule = qconfig.rule_for(node_name(node), _types(node, root))
-    return behaviour_of(node, module) is Behaviour.FLOAT or (rule is not None and not rule.quantize)
+    return behaviour is Behaviour.FLOAT or (rule is not None and (rule.weight_only or not rule.quantize))
 
 
-def _has_attribute_weight(node: fx.Node) -> bool:
-    """Whether the weight of a functional layer is an attribute, so that it can be kept as integers."""
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    return all(isinstance(value, fx.Node) and value.op == "get_attr" for value in (weight, bias) if value is not None)
-
-
-def _float_reason(node: fx.Node, root: nn.Module, qconfig: QConfig) -> str:
+def _float_reason(node: fx.Node, root: nn.Module, rule: Rule | None, marks: dict[fx.Node, str]) -> str:
     row: Operator = operator_of(node, module_of(node, root))
-    rule = qconfig.rule_for(node_name(node), _types(node, root))
     if rule is not None and not rule.quantize:
-        return f"stays float by the rule for {rule.name or rule.pattern or rule.type!r}"
-    if row.behaviour is Behaviour.LAYER:
+        return f"stays float by the rule for {rule.subject}"
+    if rule is not None and rule.weight_only:
+        return f"stays float by the rule for {rule.subject}, which leaves integers to weights only"
+    if behaviour_of(node, module_of(node, root)) in (Behaviour.LAYER, Behaviour.STORED):
         return "stays float: its weight is computed, not stored"
-    return f"stays float: {row.note}"
+    if isinstance(module_of(node, root), Program):
+        return "stays float: it is quantized by itself"
+    by_itself = row.behaviour is Behaviour.FLOAT and node.op.startswith("call")
+    return f"stays float: {row.note if by_itself else marks.get(node, row.note)}"
 
 
 class _Reach:
@@ -125,21 +110,24 @@ class _Reach:
     """
 
     def __init__(
-        self, graph: fx.Graph, root: nn.Module, floating: set[fx.Node], floats: set[fx.Node], annotation: Annotation
+        self,
+        graph: fx.Graph,
+        root: nn.Module,
+        floating: set[fx.Node],
+        floats: set[fx.Node],
+        marks: set[fx.Node],
+        annotation: Annotation,
     ) -> None:
         self.floats = floats
         self.tails = {chain.tail for chain in annotation.chains.values()}
-        parts = {part for chain in annotation.chains.values() for part in (chain.head, chain.norm, chain.clip)}
-        self.hidden = parts - self.tails
+        parts = {part for chain in annotation.chains.values() for part in chain.nodes}
+        self.hidden = parts - self.tails | {node for node in graph.nodes if gives_tuple(module_of(node, root))}
         self.computing: set[fx.Node] = set()
         self.movers: set[fx.Node] = set()
         self.splits: set[fx.Node] = set()
         self.reads: dict[fx.Node, list[fx.Node]] = {}
-        marked: set[fx.Node] = set()  # values with marks among them, which nothing but a layer asks to be quantized
         for node in graph.nodes:
             module = module_of(node, root)
-            if node in floating and marks(node, module):
-                marked.add(node)
             if node not in floating or node in floats or not node.op.startswith("call"):
                 continue
             behaviour = behaviour_of(node, module)
@@ -148,11 +136,9 @@ class _Reach:
             if behaviour in COMPUTING or node in annotation.chains:
                 self.computing.add(node)
                 if behaviour not in (Behaviour.LAYER, Behaviour.MATMUL):
-                    self.reads[node] = [source for source in self.reads[node] if source not in marked]
+                    self.reads[node] = [source for source in self.reads[node] if source not in marks]
             elif node not in self.tails:
                 self.movers.add(node)
-                if sources and all(source in marked for source in sources):
-                    marked.add(node)
             if operator_of(node, module).name == "split":
                 self.splits.add(node)
 
@@ -193,7 +179,8 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
         return node
 
     producers: set[fx.Node] = set()
-    known: dict[fx.Node, tuple[float, float] | None] = {}  # the ranges of groups that are known beforehand
+    known: dict[fx.Node, Hashable] = {}  # the ranges of groups that are known beforehand, or their tables
+    look_ups: dict[Hashable, fx.Node] = {}  # the first in each table
     tails = {chain.tail for chain in annotation.chains.values()}
     for node in graph.nodes:
         if node not in quantized:
@@ -206,6 +193,9 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
         is_fixed = behaviour_of(node, module) is Behaviour.FIXED
         if is_fixed:
             known[node] = operator_of(node, module).range
+        if node in annotation.tables:
+            known[node] = table_of(node, root), annotation.tables[node]
+            parent[node] = look_ups.setdefault(known[node], node)
         # A known range is not given up for a concatenation with others: runtimes compute a softmax for it alone.
         if is_fixed or not sources or len({known.get(find(source)) for source in sources}) > 1:
             producers.add(node)
@@ -220,7 +210,7 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
     heads = {chain.tail: chain.head for chain in annotation.chains.values()}
     for nodes in members.values():
         makers = [node for node in nodes if node in producers]
-        group = _make_group(names, nodes, makers, [heads.get(node, node) for node in makers], root, qconfig)
+        group = _make_group(names, nodes, makers, [heads.get(node, node) for node in makers], root, qconfig, annotation)
         annotation.groups.append(group)
         annotation.group_of.update(dict.fromkeys(nodes, group))
 
@@ -242,18 +232,25 @@ class _Names:
 
 
 def _make_group(
-    names: _Names, nodes: list[fx.Node], makers: list[fx.Node], heads: list[fx.Node], root: nn.Module, qconfig: QConfig
+    names: _Names,
+    nodes: list[fx.Node],
+    makers: list[fx.Node],
+    heads: list[fx.Node],
+    root: nn.Module,
+    qconfig: QConfig,
+    annotation: Annotation,
 ) -> Group:
-    spec = qconfig.activation
+    spec, table = qconfig.activation, next((head for head in heads if head in annotation.tables), None)
     for head in heads:
-        rule = qconfig.rule_for(node_name(head), _types(head, root))
+        rule = annotation.rules[head]
         if rule is not None and rule.activation is not None:
             spec = rule.activation
     if qconfig.edges is not None and any(head.op == "placeholder" for head in heads):
         spec = qconfig.edges.activation
     ranges = {operator_of(head, module_of(head, root)).range for head in heads}
     fixed = ranges.pop() if len(ranges) == 1 and spec.fixed_range is None else None
-    return Group(names.unique(heads[0]), spec, nodes, makers, fixed)
+    spec = spec if table is None else annotation.tables[table]
+    return Group(names.unique(heads[0]), spec, nodes, makers, fixed, table)
 
 
 def _weight_specs(graph: fx.Graph, root: nn.Module, qconfig: QConfig, annotation: Annotation) -> None:
@@ -263,16 +260,31 @@ def _weight_specs(graph: fx.Graph, root: nn.Module, qconfig: QConfig, annotation
         if node in annotation.chains and behaviour_of(node, module_of(node, root)) is Behaviour.LAYER
     ]
     for node in layers:
-        rule = qconfig.rule_for(node_name(node), _types(node, root))
+        rule = annotation.rules[node]
         annotation.weights[node] = rule.weight if rule is not None and rule.weight is not None else qconfig.weight
     if qconfig.edges is not None:
-        for node in _edges(layers, root):
+        for node in _edges(layers, annotation.places):
             annotation.weights[node] = qconfig.edges.weight
 
 
-def _edges(layers: list[fx.Node], root: nn.Module) -> Iterable[fx.Node]:
-    """The first convolution and the last linear layer."""
-    names = [operator_of(node, module_of(node, root)).name for node in layers]
+def _stored_weights(
+    graph: fx.Graph, root: nn.Module, qconfig: QConfig, floats: set[fx.Node], annotation: Annotation
+) -> None:
+    for node, weight in stored_weights(graph, root, qconfig, annotation.places, floats).items():
+        module = module_of(node, root)
+        annotation.weights[node] = weight
+        if node in floats:
+            continue
+        spec = spec_of_moved_codes(node, module, weight, annotation.rules[node], qconfig)
+        if spec is not None:
+            annotation.tables[node] = spec
+        elif gives_tuple(module):
+            annotation.reasons[node] = operator_of(node, module).note
+
+
+def _edges(layers: list[fx.Node], places: dict[fx.Node, Place]) -> Iterable[fx.Node]:
+    """The first convolution and the last linear layer of the user's."""
+    names = [places[node].types[0] for node in layers]
     if "conv" in names:
         yield layers[names.index("conv")]
     if "linear" in names:

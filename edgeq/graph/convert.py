@@ -8,19 +8,27 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
+from edgeq.graph.conditions import argument, is_of_shape
+from edgeq.graph.inline import inlined
 from edgeq.graph.kinds import attribute, module_of
+from edgeq.graph.left_float import left_in_float, reads_codes
 from edgeq.graph.movers import mover
 from edgeq.graph.operators import data_inputs, operator_of
 from edgeq.graph.prepared import RESERVED, PreparedModule
 from edgeq.graph.program import Program
 from edgeq.modules.codes import Codes, Dequantize, Quantize
+from edgeq.modules.embedding import TableQuantizer
+from edgeq.modules.float_layer import FloatLayer
 from edgeq.modules.integer import IntegerLayer, IntegerMatmul
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
 from edgeq.modules.pair import PAIRED, IntegerPair
+from edgeq.modules.stored import StoredWeights
+from edgeq.phase import Phase, set_phase
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import QConfig
 
@@ -59,19 +67,22 @@ class ConvertedModule(Program):
 
 
 @torch.no_grad()
-def convert(network: PreparedModule) -> ConvertedModule:
+def convert(network: PreparedModule, qconfig: QConfig | None = None) -> ConvertedModule:
     """The integer network of a calibrated or trained one, which stays as it is; nothing is shared. What stays
-    floating is float32, as integers become, whatever type the network was trained in.
+    floating is float32, as integers become, whatever type the network was trained in. With a `qconfig`, settled
+    for the network's backend, what its rules leave in float stays float too.
 
-    Raises CalibrationError when there are no ranges yet.
+    Raises CalibrationError when there are no ranges yet, and SpecError for a `qconfig` that does not fit.
     """
+    floats = set() if qconfig is None else left_in_float(network, qconfig)
     mode, observes_always = network.training, network.observes_always
     network.require_calibration()
     network.observes_always = False
     network.eval()
     try:
         wide = any(parameter.dtype is not torch.float32 for parameter in network.parameters())
-        return _Converter(copy.deepcopy(network).float() if wide else network).converted()
+        source = copy.deepcopy(network).float() if wide else network
+        return _Converter(source, qconfig or network.qconfig, floats).converted()
     finally:
         network.training, network.observes_always = mode, observes_always
         network.apply_mode()
@@ -79,11 +90,12 @@ def convert(network: PreparedModule) -> ConvertedModule:
 
 class _Converter:
     """Walks the prepared graph once. A value may exist as codes, as real numbers, or as both; `codes` and
-    `reals` hold the nodes of the new graph that stand for it.
+    `reals` hold the nodes of the new graph that stand for it. `floats` are the names of the nodes that are to stay
+    float.
     """
 
-    def __init__(self, network: PreparedModule) -> None:
-        self.network = network
+    def __init__(self, network: PreparedModule, qconfig: QConfig, floats: set[str]) -> None:
+        self.network, self.qconfig, self.floats = network, qconfig, floats
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.codes: dict[Node, Node] = {}
@@ -97,8 +109,8 @@ class _Converter:
             self._node(node)
         self._drop_unread()
         self.graph.lint()
-        network = self.network
-        return ConvertedModule(self.root, self.graph, network.qconfig, network.backend, self.operations)
+        graph, operations = inlined(self.graph, self.root, self.operations)
+        return ConvertedModule(self.root, graph, self.qconfig, self.network.backend, operations)
 
     def _drop_unread(self) -> None:
         """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""
@@ -112,6 +124,8 @@ class _Converter:
         module = module_of(node, self.network)
         if node.op == "output":
             self.graph.output(fx.node.map_arg(node.args[0], self._real))
+        elif node.name in self.floats:
+            self._left_in_float(node, module)
         elif isinstance(module, TensorQuantizer):
             self._quantizer(node, module)
         elif isinstance(module, QuantizedLayer):
@@ -120,7 +134,7 @@ class _Converter:
             self._matmul(node, module.site)
         elif self._moves_codes(node, module):
             self._mover(node, module)
-        elif self._is_pair(node):
+        elif self._is_pair(node) or self._table_quantizer(node) is not None:
             return  # made where it is quantized
         else:
             self._float(node, module)
@@ -145,7 +159,7 @@ class _Converter:
     def _code(self, node: Node) -> Node:
         """The node of the new graph that gives a value as codes."""
         if node not in self.codes:
-            name = _path("tensors", node.name)
+            name = _path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
             self._install(name, Quantize(self._quantizer_of(node)))
             self._keep_codes(node, self.graph.call_module(name, (self.reals[node],)), "quantize")
         return self.codes[node]
@@ -199,6 +213,9 @@ class _Converter:
             return
         row = operator_of(source, module_of(source, self.network))
         operation = row.name if source.op.startswith("call") else "quantize"
+        if isinstance(quantizer, TableQuantizer):
+            self._look_up(node, quantizer)
+            return
         if self._is_pair(source):
             left, right = source.args
             target = Codes(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
@@ -209,12 +226,25 @@ class _Converter:
         self._install(path, codes)
         self._keep_codes(node, self.graph.call_module(path, (self._real(source),)), operation)
 
+    def _table_quantizer(self, node: Node) -> TableQuantizer | None:
+        """The quantizer behind a look-up that moves the codes of its table."""
+        readers = [module_of(user, self.network) for user in node.users if user.name not in self.floats]
+        return readers[0] if readers and isinstance(readers[0], TableQuantizer) else None
+
+    def _look_up(self, node: Node, quantizer: TableQuantizer) -> None:
+        """The table as codes, and its rows picked from them."""
+        path = _path("constants", quantizer.name)
+        self._install(path, Codes(quantizer).encode(quantizer.table.detach()))
+        picked = self._real(argument(node.args[0], 0, "input")), self.graph.get_attr(path)
+        made = self.graph.create_node("call_function", functional.embedding, picked, name=quantizer.name)
+        self._keep_codes(node, made, "moved")
+
     def _is_pair(self, node: Node) -> bool:
         """Whether a node combines two tensors of codes, and nothing but a quantizer reads what comes of it."""
         if not node.op.startswith("call") or operator_of(node, module_of(node, self.network)).name not in PAIRED:
             return False
-        readers = [module_of(user, self.network) for user in node.users]
-        quantized = len(readers) == 1 and isinstance(readers[0], TensorQuantizer) and readers[0].observed
+        readers = [module_of(user, self.network) for user in node.users if user.name not in self.floats]
+        quantized = len(node.users) == len(readers) == 1 and _quantizes(readers[0])
         return quantized and not node.kwargs and len(node.args) == 2 and all(arg in self.codes for arg in node.args)
 
     def _layer(self, node: Node, layer: QuantizedLayer) -> None:
@@ -272,15 +302,57 @@ class _Converter:
             made = self.graph.call_module(path, args, kwargs)
         self._keep_codes(node, made, "moved")
 
+    def _left_in_float(self, node: Node, module: nn.Module | None) -> None:
+        """An operation that was prepared for integers, on real numbers after all. What it gives is quantized where
+        anybody computes with the integers.
+        """
+        if isinstance(module, TensorQuantizer):
+            made, bounds = self._real(node.args[0]), (node.kwargs.get("floor"), node.kwargs.get("ceiling"))
+            self._keep_real(node, made, bounds)
+        elif isinstance(module, QuantizedLayer):
+            weight, bias = module.folded(module.weight, module.bias)
+            bias = None if bias is None else bias - module.bias_shift  # which calibration gave for integers
+            self._install(str(node.target), FloatLayer(module.operation, weight, bias))
+            made = self.graph.call_module(str(node.target), (self._real(node.args[0]),))
+            self._keep_real(node, made, (module.site.floor, module.site.ceiling))
+        elif isinstance(module, QuantizedMatmul):
+            made = self.graph.call_function(torch.matmul, tuple(self._real(factor) for factor in node.args))
+            self._keep_real(node, made, (module.site.floor, module.site.ceiling))
+        else:
+            self._float(node, module)
+        if any(reads_codes(user, self.network, self.floats) for user in node.users):
+            self._code(node)
+            del self.reals[node]
+
+    def _keep_real(self, node: Node, made: Node, bounds: tuple[float | None, float | None]) -> None:
+        """Keeps real numbers, clipped to the bounds of the activation that was absorbed."""
+        self.reals[node] = made if bounds == (None, None) else self.graph.call_function(torch.clamp, (made, *bounds))
+
     def _float(self, node: Node, module: nn.Module | None) -> None:
         if module is not None:
-            self._install(str(node.target), copy.deepcopy(module))
+            self._install(str(node.target), self._float_module(node, module))
         if node.op == "get_attr":
             readers = [module_of(user, self.network) for user in node.users]
-            if all(isinstance(reader, TensorQuantizer) and reader.observed for reader in readers):
+            if all(_quantizes(reader) for reader in readers) and not self.floats & {user.name for user in node.users}:
                 return  # it is kept as codes
             self._install(str(node.target), attribute(self.network, str(node.target)).detach().clone())
-        self.reals[node] = self.graph.node_copy(node, self._real)
+        of_shape = is_of_shape(node, operator_of(node, module).name)
+        self.reals[node] = self.graph.node_copy(node, self._code_or_real if of_shape else self._real)
+
+    def _float_module(self, node: Node, module: nn.Module) -> nn.Module:
+        """What computes in float: with weights from integers, where it is prepared for them."""
+        if isinstance(module, PreparedModule):
+            return convert(module)
+        if isinstance(module, StoredWeights) and node.name not in self.floats:
+            return module.converted()
+        copied = copy.deepcopy(module)
+        set_phase(copied, Phase.FLOAT)
+        return copied
+
+
+def _quantizes(module: nn.Module | None) -> bool:
+    """Whether a module makes codes of what it is given."""
+    return isinstance(module, TensorQuantizer) and module.observed
 
 
 def _path(kind: str, name: str) -> str:

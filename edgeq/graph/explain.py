@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from edgeq.graph.prepared import PreparedModule
+from edgeq.modules.embedding import TableQuantizer
 from edgeq.modules.folding import Folds
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.matmul import QuantizedMatmul
+from edgeq.modules.stored import StoredWeights
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import TensorSpec
 
@@ -37,6 +39,8 @@ def _name(node: str, module: nn.Module | None) -> str:
 
 
 def _weight(module: nn.Module | None) -> str:
+    if isinstance(module, StoredWeights):
+        return describe_spec(module.quantizer_of(module.stored_names()[0]).spec)
     return describe_spec(module.weight_quantizer.spec) if isinstance(module, QuantizedLayer) else ""
 
 
@@ -61,6 +65,8 @@ def _neighbours(folds: Folds) -> list[str]:
 def describe(quantizer: TensorQuantizer) -> str:
     """The spec of an activation's quantizer in a few words."""
     words = describe_spec(quantizer.spec)
+    if isinstance(quantizer, TableQuantizer):
+        return f"{words}, of its table"
     return words if quantizer.fixed is None else f"{words}, fixed {quantizer.fixed[0]:g}..{quantizer.fixed[1]:g}"
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from edgeq.graph.conditions import argument
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
 
-CREATORS = {torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.linspace, torch.empty}
+CREATORS = ("creator", "new", "random")
+LOOK_UPS = ("embedding", "embedding_bag")
 
 
 def module_of(node: fx.Node, root: nn.Module) -> nn.Module | None:
@@ -73,7 +75,7 @@ def _is_floating(node: fx.Node, root: nn.Module, floating: set[fx.Node]) -> bool
     module = module_of(node, root)
     if behaviour_of(node, module) is Behaviour.PLAIN:
         return False
-    if operator_of(node, module).name == "embedding" or node.target in CREATORS:
+    if operator_of(node, module).name in (*LOOK_UPS, *CREATORS):
         return True
     return any(source in floating for source in node.all_input_nodes)
 
@@ -88,7 +90,25 @@ def _types(node: fx.Node) -> list[torch.dtype]:
 
 
 def _is_looked_up(node: fx.Node, root: nn.Module) -> bool:
-    return any(operator_of(user, module_of(user, root)).name == "embedding" for user in node.users)
+    """Whether an input is the indices of a look-up, or the offsets of its bags."""
+    for user in node.users:
+        module = module_of(user, root)
+        if operator_of(user, module).name in LOOK_UPS:
+            offsets = argument(user, 2 if module is None else 1, "offsets")
+            if node in (argument(user, 0, "input"), offsets):
+                return True
+    return False
+
+
+def table_of(node: fx.Node, root: nn.Module) -> tuple[int, str]:
+    """What is the same for two look-ups in the same table: its parameter, and the rows of that."""
+    module = module_of(node, root)
+    if module is not None:
+        return id(module.weight), ""
+    weight, rows = argument(node, 1, "weight"), ""
+    if weight.target is operator.getitem:
+        weight, rows = weight.args[0], str(weight.args[1])
+    return id(attribute(root, str(weight.target))), rows
 
 
 def attribute(root: nn.Module, path: str) -> Any:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from edgeq.backends import BackendSpec
@@ -29,6 +30,7 @@ from edgeq.graph.tuples import name_parts
 from edgeq.modules.affine import Affine
 from edgeq.modules.computed import take_over_hooks
 from edgeq.modules.embedding import QuantizedEmbedding, QuantizedEmbeddingBag, TableQuantizer, reference
+from edgeq.modules.float32_state import Float32State
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
@@ -93,6 +95,7 @@ def prepare(
     ruled = {node for node in nodes if node.name in groups or node in annotation.weights}
     places = {node.name: place for node, place in annotation.places.items() if node in ruled}
     decided = groups, reasons, places, changes
+    _move_to_the_model(root)
     prepared = PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, *decided)
     measure(prepared, before, example_inputs)
     return prepared
@@ -118,12 +121,24 @@ def shell_tree(model: nn.Module) -> nn.Module:
     made: dict[int, nn.Module] = {}
 
     def copy(module: nn.Module) -> nn.Module:
+        if isinstance(module, PreparedModule):  # quantized by itself
+            return module
         if id(module) not in made:
             made[id(module)] = new = shell(module)
             new._modules = {name: child if child is None else copy(child) for name, child in module._modules.items()}
         return made[id(module)]
 
     return copy(model)
+
+
+def _move_to_the_model(root: nn.Module) -> None:
+    """Lets the state that preparation has added be where the first parameter of the model is; on the meta device
+    there is nothing that the schedule could read.
+    """
+    device = next((parameter.device for parameter in root.parameters()), torch.device("cpu"))
+    for module in root.modules():
+        if isinstance(module, Float32State | Schedule) and device.type != "meta":
+            module.to(device)
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -271,12 +286,12 @@ class _Builder:
     def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
         if module is not None:
             return Owner(module, "weight", module, None if module.bias is None else "bias")
-        weight, rows = _stored(_argument(head, 1, "weight"))
-        bias, bias_rows = _stored(_argument(head, 2, "bias"))
+        weight, rows, transposed = _stored(_argument(head, 1, "weight"))
+        bias, bias_rows, _ = _stored(_argument(head, 2, "bias"))
         owner, _, name = str(weight.target).rpartition(".")
         bias_owner, _, bias_name = (owner, "", None) if bias is None else str(bias.target).rpartition(".")
         modules = self.root.get_submodule(owner), self.root.get_submodule(bias_owner)
-        return Owner(modules[0], name, modules[1], bias_name, rows, bias_rows)
+        return Owner(modules[0], name, modules[1], bias_name, rows, bias_rows, transposed)
 
     def _weight_quantizer(self, head: fx.Node, layer: QuantizedLayer, operation: Operation) -> WeightQuantizer:
         spec: TensorSpec = self.annotation.weights[head]
@@ -295,7 +310,7 @@ class _Builder:
         module = module_of(node, self.root)
         if module is not None:
             return Owner(module, "weight", module, None)
-        weight, rows = _stored(_argument(node, 1, "weight"))
+        weight, rows, _ = _stored(_argument(node, 1, "weight"))
         path, _, name = str(weight.target).rpartition(".")
         owner = self.root.get_submodule(path)
         return Owner(owner, name, owner, None, rows)
@@ -348,13 +363,16 @@ def _argument(node: fx.Node, position: int, name: str) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _stored(node: Any) -> tuple[Any, slice | None]:
-    """The attribute that a parameter of a functional layer is, and the rows of it if it is not all."""
-    rows = None
+def _stored(node: Any) -> tuple[Any, slice | None, bool]:
+    """The attribute that a parameter of a functional layer is, the rows of it if it is not all, and whether it is
+    transposed.
+    """
+    rows, transposed = None, False
     while node is not None and node.op != "get_attr":  # rows are picked, or another reader has a quantizer behind it
         rows = node.args[1] if node.target is operator.getitem else rows
+        transposed = transposed or node.target == "t"
         node = node.args[0]
-    return node, rows
+    return node, rows, transposed
 
 
 def _exact_type(module: nn.Module) -> type[nn.Module]:

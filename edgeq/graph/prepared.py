@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -14,12 +15,16 @@ from edgeq.graph.program import Program
 from edgeq.graph.ties import avoid_ties
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.live_scales import together
+from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.recovery.bank import InputBank
 from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
-from edgeq.spec import QConfig
+from edgeq.spec import Place, QConfig
+
+if TYPE_CHECKING:
+    from edgeq.graph.passes.changes import Changes
 
 RESERVED = "quantization"  # where edgeq keeps its state in a user's tree of modules
 
@@ -47,6 +52,8 @@ class PreparedModule(Program):
     quantization: Quantization
     groups: dict[str, str]
     reasons: dict[str, str]
+    places: dict[str, Place]
+    changes: Changes
     qconfig: QConfig
     backend: BackendSpec
     is_qat: bool
@@ -64,19 +71,23 @@ class PreparedModule(Program):
         is_qat: bool,
         groups: dict[str, str],
         reasons: dict[str, str],
+        places: dict[str, Place],
+        changes: Changes,
     ) -> None:
         super().__init__(root, graph)
         self.quantization = quantization
         self.keep(
             groups=groups,  # names of nodes to the names of the quantizers that their values are quantized by
             reasons=reasons,  # names of nodes to why they stay float
+            places=places,  # names of nodes that compute in integers, or move them, to what rules may say of them
+            changes=changes,  # what rewrites have made of the graph before it was quantized
             qconfig=qconfig,
             backend=backend,
             is_qat=is_qat,
             calibration=calibration,
             bank=InputBank() if calibration.is_wanted else None,
         )
-        self.observes_always = False
+        self.observes_always = self.follows = False
         self._unmerged = False  # whether observations were made here of which other processes know nothing
         self.register_load_state_dict_post_hook(_after_loading)
         self.apply_mode()
@@ -90,7 +101,16 @@ class PreparedModule(Program):
 
     def quantized_layers(self) -> list[QuantizedLayer]:
         """The layers with quantized weights, each call of a shared one by itself."""
-        return [module for module in self.modules() if isinstance(module, QuantizedLayer)]
+        return [module for module in self.own_modules() if isinstance(module, QuantizedLayer)]
+
+    def standalone(self) -> list[PreparedModule]:
+        """The submodules that are quantized by themselves: to this network's graph each is one call, in float."""
+        return [module for module in self.modules() if isinstance(module, PreparedModule) and module is not self]
+
+    def own_modules(self) -> Iterator[nn.Module]:
+        """All modules but those of the submodules that are quantized by themselves."""
+        others = {inner for module in self.standalone() for inner in module.modules()}
+        return (module for module in self.modules() if module not in others)
 
     def quantizers(self) -> list[TensorQuantizer]:
         """The quantizers of activations, in the order of the graph."""
@@ -105,13 +125,21 @@ class PreparedModule(Program):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether any range was observed, here or in the checkpoint that was loaded."""
-        return any(tensor.observer is not None and tensor.observed for tensor in self.quantizers())
+        """Whether any range was observed, here or in the checkpoint that was loaded, or none needs to be."""
+        observed = [tensor.observed for tensor in self.quantizers() if tensor.observer is not None]
+        return any(observed) or not observed
 
     # ---- modes
 
     def train(self, mode: bool = True) -> PreparedModule:
-        """Changes the mode. A change to training may begin an epoch, one away from it finishes the ranges."""
+        """Changes the mode. A change to training may begin an epoch, one away from it finishes the ranges. A module
+        that is quantized by itself inside of another network follows that one.
+        """
+        return self if self.follows else self._change_mode(mode)
+
+    def _change_mode(self, mode: bool) -> PreparedModule:
+        for module in self.standalone():
+            module._change_mode(mode)
         over = mode and self.schedule.epoch_is_over()
         if (over or not mode) and not self.observes_always:
             self.finish()
@@ -133,6 +161,9 @@ class PreparedModule(Program):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = norms_live
         set_phase(self, self._phase(observing))
+        for standalone in self.standalone():
+            standalone.training = self.training
+            standalone.apply_mode()
         if not self.training:
             for tensor in self.quantizers():
                 tensor.read_bounds()
@@ -153,7 +184,8 @@ class PreparedModule(Program):
 
     def observe_in_any_mode(self) -> None:
         """Calibrates with all that runs through the network, until it is finished by a conversion."""
-        self.observes_always = True
+        for module in (*self.standalone(), self):
+            module.observes_always = True
         self.apply_mode()
 
     def _phase(self, observing: bool) -> Phase:
@@ -163,14 +195,16 @@ class PreparedModule(Program):
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch it is; from then on ``train()`` counts for nothing."""
-        self.finish()
-        self.schedule.set_epoch(epoch)
+        for module in (*self.standalone(), self):
+            module.finish()
+            module.schedule.set_epoch(epoch)
         self.apply_mode()
 
     def freeze(self, norms: bool | None, observers: bool | None) -> None:
         """Freezes (True) or unfreezes (False) by hand; None leaves the one as it is."""
-        self.finish()
-        self.schedule.freeze(norms, observers)
+        for module in (*self.standalone(), self):
+            module.finish()
+            module.schedule.freeze(norms, observers)
         self.apply_mode()
 
     # ---- the forward pass
@@ -226,6 +260,8 @@ class PreparedModule(Program):
 
         Raises CalibrationError naming the tensor when the data held NaN or infinity.
         """
+        for standalone in self.standalone():
+            standalone.finish()
         is_average = self.schedule.is_average
         if self.schedule.is_settled and not is_average:
             return
@@ -237,6 +273,9 @@ class PreparedModule(Program):
             with torch.no_grad():
                 for layer in self.quantized_layers():
                     layer.finish()
+                for module in self.own_modules():
+                    if isinstance(module, StoredWeights):
+                        module.refresh()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank)
             self.bank.clear()

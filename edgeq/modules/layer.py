@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeq.arithmetic import bias_range, bias_scale, multiplier, smallest_weight_scale
 from edgeq.errors import TraceError
+from edgeq.modules.computed import computation_of, picklable
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
+from edgeq.modules.folding import Folds
 from edgeq.modules.handover import HandsOver, as_codes, as_real, handed_over, nobody_looks
 from edgeq.modules.operation import Operation
-from edgeq.modules.qdq import dequantize, exporting, quantize
+from edgeq.modules.qdq import exporting
 from edgeq.phase import Phase
 from edgeq.quantizers import kernel
 from edgeq.quantizers.tensor import TensorQuantizer, clip
-from edgeq.quantizers.weight import WeightQuantizer, raw_scale, row_ends
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
+from edgeq.quantizers.weight import WeightQuantizer, entry_scale, raw_scale, row_ends
 
 
 @dataclass
-class Site:
+class Site(Folds):
     """Where in the network a layer stands: what it works with, but does not own.
 
-    `source` and `target` quantize its input and its output (None: the output stays float). `norm` is the batch
-    norm that is folded into it. `floor` and `ceiling` are the bounds of the activation that follows.
+    `source` and `target` quantize its input and its output (None: the output stays float). `floor` and `ceiling`
+    are the bounds of the activation that follows.
     """
 
     name: str
     source: TensorQuantizer
     target: TensorQuantizer | None = None
-    norm: BatchNorm | None = None
     floor: float | None = None
     ceiling: float | None = None
     bias_bits: int = 32
@@ -72,12 +71,12 @@ class QuantizedLayer(HandsOver):
         self.recorder = self.live_scale = None
         self.readers = []
         self._cache: dict[str, tuple[Any, Any, Any]] = {}
-        self.register_buffer("bias_shift", torch.zeros(channels))
+        self.register_buffer("bias_shift", self.weight.new_zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.operation.function == "linear" and x.dim() > 2 and self.site.norm is not None:
+        if self.operation.function == "linear" and x.dim() > 2 and self.site.norms:
             raise TraceError(
-                f"The batch norm behind the linear layer {self.site.name!r} was taken for one over its features, but "
+                f"The batch norm next to the linear layer {self.site.name!r} was taken for one over its features, but "
                 f"its input has {x.dim()} dimensions, {tuple(x.shape)}, so that it runs over dimension 1. Keep the "
                 "norm in float: a rule of the preset with its name and `quantize = false`."
             )
@@ -105,18 +104,12 @@ class QuantizedLayer(HandsOver):
 
     @property
     def norm_is_live(self) -> bool:
-        """Whether the batch norm uses the statistics of the batch."""
-        return self.site.norm is not None and self.site.norm.training
+        """Whether a batch norm that is folded in uses the statistics of the batch."""
+        return self.site.is_live
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the batch norm's running statistics folded in; differentiable."""
-        norm = self.site.norm
-        if norm is None:
-            return weight, bias
-        factor, mean = norm_factor(norm), statistics(norm)[0]
-        shift = -mean if bias is None else bias - mean
-        shift = shift * factor if norm.bias is None else torch.addcmul(norm.bias, shift, factor)
-        return weight * self.operation.per_output(factor, weight), shift
+        """Weight and bias with the layer's neighbours folded in; differentiable."""
+        return self.site.fold(self.operation, weight, bias)
 
     @property
     def accumulator_scale(self) -> Tensor:
@@ -151,9 +144,9 @@ class QuantizedLayer(HandsOver):
 
     def move_bias(self, shift: Tensor) -> None:
         """Moves the deployed bias by `shift`, shape (channels,)."""
-        norm, bias = self.site.norm, self.deployed_bias
+        bias = self.deployed_bias
         assert bias is not None, f"{self.site.name} has no bias"
-        bias.add_(shift if norm is None or bias is norm.bias else shift / norm_factor(norm))
+        bias.add_(self.site.unfolded(shift))
         self.bias_shift.add_(shift)
 
     def finish(self) -> None:
@@ -164,52 +157,55 @@ class QuantizedLayer(HandsOver):
 
     def _float(self, x: Tensor) -> Tensor:
         if self.norm_is_live or torch.is_grad_enabled():
-            output = self.operation(x, self.weight, self.bias)
-            output = output if self.site.norm is None else self.site.norm(output)
+            output = self.site.around(self.operation, x, self.weight, self.bias)
             return output - self.operation.spread(self.bias_shift, output)
 
         def build() -> tuple[Tensor, Tensor | None]:
             weight, bias = self.folded(self.weight, self.bias)
             return in_fast_layout(weight), None if bias is None else bias - self.bias_shift
 
-        inputs = [self.weight, self.bias, self.bias_shift, *self._norm_tensors()]
+        inputs = [self.weight, self.bias, self.bias_shift, *self.site.tensors]
         return self.operation(x, *self._cached("folded", build, *inputs))
 
     def simulated(self, x: Tensor) -> Tensor:
         """The simulated output before the activation and the output's quantizer."""
-        norm = self.site.norm
-        if norm is not None and norm.training:
-            return norm(self.operation(x, self._raw_weight(norm), self.bias))
+        if self.norm_is_live:
+            raw = self._raw_weight()
+            bias = self.site.bias_beside(self.operation, self.weight, raw, self.bias)
+            return self.site.around(self.operation, x, raw, bias)
         weight, bias = self.folded(self.weight, self.bias)
         if self.phase is Phase.ADAPT:
             self.refresh(weight, bias)
         return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
 
-    def _raw_weight(self, norm: BatchNorm) -> Tensor:
-        """The weight before a live batch norm, rounded for it."""
+    def _raw_weight(self) -> Tensor:
+        """The weight next to a live batch norm, rounded for it."""
         live_scale, self.live_scale = self.live_scale, None  # for one call
-        operation, quantizer = self.operation, self.weight_quantizer
-        if operation.transposed and operation.groups > 1:  # groups share scales, but not factors: row by row
-            if self.phase is Phase.ADAPT:
-                quantizer.refresh(self.folded(self.weight, None)[0])
-            rows = operation.rows(self.weight)
-            factor, scale = norm_factor(norm), operation.to_channels(quantizer.scale)
-            signed = raw_scale(scale, factor, row_ends(rows, 0)).detach()
-            return operation.from_rows(quantizer.raw(rows, signed, axis=0), self.weight)
-        if live_scale is None:
-            live_scale = quantizer.live_scale(self.weight, norm_factor(norm))
-        return quantizer.raw(self.weight, live_scale)
+        return self.weight_quantizer.raw(self.weight, self._live_scale() if live_scale is None else live_scale)
+
+    @torch.no_grad()
+    def _live_scale(self) -> Tensor:
+        """The signed scale at which the weight is rounded next to a live batch norm: one for each output channel, or
+        one for each entry where the entries of a channel are multiplied by different numbers, or share no scale.
+        """
+        operation, quantizer, weight = self.operation, self.weight_quantizer, self.weight
+        if self.site.before is None and not (operation.transposed and operation.groups > 1):
+            return quantizer.live_scale(weight, self.site.output_gain(operation, weight))
+        if self.phase is Phase.ADAPT:
+            quantizer.refresh(self.folded(weight, None)[0])
+        scale = operation.to_channels(quantizer.scale).expand(operation.channels(weight))
+        scale, gain = operation.per_output(scale, weight), self.site.gain(operation, weight)
+        if self.site.before is not None:
+            return entry_scale(scale, gain, weight, operation.groups, quantizer.codes_max)
+        ends = [operation.per_output(end, weight) for end in row_ends(operation.rows(weight), 0)]
+        return raw_scale(scale, gain, torch.stack(ends))
 
     def _export(self, x: Tensor) -> Tensor:
         """What an exporter that was handed the prepared network itself reads; the deployed weight between
         QuantizeLinear and DequantizeLinear.
         """
         weight, bias = self.folded(self.weight, self.bias)
-        scale, axis = self.weight_quantizer.scale, self.weight_quantizer.axis
-        zero_point = torch.zeros_like(scale, dtype=torch.int8)
-        if self.weight_quantizer.spec.bits < 8 or self.weight_quantizer.offset is not None:
-            weight = self.weight_quantizer(weight)  # on the grid: the wider type of the file keeps its codes
-        weight = dequantize(quantize(weight, scale, zero_point, axis), scale, zero_point, axis)
+        weight = self.weight_quantizer.as_exported(weight)
         output = self.operation(x, weight, None if bias is None else self.quantized_bias(bias))
         if self.site.target is None:
             return clip(output, self.site.floor, self.site.ceiling, fresh=False)
@@ -257,14 +253,10 @@ class QuantizedLayer(HandsOver):
             reach = kernel.grid_of(source.qparams)[1:]
             return exact_parameters(self.operation, quantizer.codes(weight), codes, factor, *reach), low, high
 
-        inputs = [self.weight, self.bias, quantizer.scale, quantizer.offset, *self._norm_tensors(), *source.qparams]
+        inputs = [self.weight, self.bias, quantizer.scale, quantizer.offset, *site.tensors, *source.qparams]
         return self._cached("exact", build, *inputs, *(() if target is None else target.qparams))
 
     # ---- what is kept between calls
-
-    def _norm_tensors(self) -> list[Tensor | None]:
-        norm = self.site.norm
-        return [] if norm is None else [norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def _cached(self, name: str, build: Callable[[], Any], *inputs: Tensor | None) -> Any:
         key = fingerprint(inputs)
@@ -272,21 +264,18 @@ class QuantizedLayer(HandsOver):
             self._cache[name] = key, inputs, build()
         return self._cache[name][2]
 
+    def __getattr__(self, name: str) -> Any:
+        computation = computation_of(self, name)
+        if computation is None:
+            return super().__getattr__(name)
+        if torch.is_grad_enabled() or self.training or "_cache" not in self.__dict__:
+            return computation.compute()
+        return self._cached(name, computation.compute, *computation.sources)
+
     def forget(self) -> None:
         """Drops what is kept. A write through `.data` is not noticed, so every change of mode calls this."""
         self._cache.clear()
         self.live_scale = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_cache": {}, "live_scale": None}
-
-
-def norm_factor(norm: BatchNorm) -> Tensor:
-    """What a batch norm multiplies a channel with when it uses its running statistics; shape (channels,)."""
-    factor = torch.rsqrt(statistics(norm)[1] + norm.eps)
-    return factor if norm.weight is None else norm.weight * factor
-
-
-def statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """A batch norm's running mean and variance; only norms that have them are folded."""
-    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        return picklable({**super().__getstate__(), "_cache": {}, "live_scale": None})

@@ -41,7 +41,8 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 @dataclass
 class Owner:
     """The module, not owned here, whose attribute is a layer's weight, and the one whose attribute is its bias.
-    `rows` are the ones that the layer has of an attribute that several share.
+    `rows` are the ones that the layer has of an attribute that several share. A weight that is `transposed` is laid
+    out (inputs, outputs).
     """
 
     module: nn.Module
@@ -50,6 +51,14 @@ class Owner:
     bias: str | None
     rows: slice | None = None
     bias_rows: slice | None = None
+    transposed: bool = False
+
+    @property
+    def weight_now(self) -> Tensor:
+        """The weight as it is at this moment."""
+        whole = getattr(self.module, self.weight)
+        whole = whole if self.rows is None else whole[self.rows]
+        return whole.t() if self.transposed else whole
 
 
 class QuantizedReference(QuantizedLayer):
@@ -62,8 +71,7 @@ class QuantizedReference(QuantizedLayer):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The owner's, as it is now."""
-        whole = getattr(self.owner.module, self.owner.weight)
-        return whole if self.owner.rows is None else whole[self.owner.rows]
+        return self.owner.weight_now
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]

@@ -18,6 +18,7 @@ from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.graph.prepared import RESERVED
 from edgeq.graph.program import Program
+from edgeq.onnx.recurrent import write_recurrent
 from edgeq.onnx.specialize import specialize
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def capture(
     results = [f"output_{name}" if name in inputs_named else name for name in _result_names(example)]
     outputs_named = _names(output_names, results, "output_names")
     _require_distinct([*inputs_named, *outputs_named])
+    write_recurrent(program)
     inputs = _take_tensors_only(program, inputs)
     _return_tensors_too(program, tensors)
     exporter = _torchscript if opset <= TORCHSCRIPT_UP_TO else _dynamo
@@ -78,7 +80,10 @@ def capture(
         try:
             model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(
+            own = error.__cause__
+            while own is not None and not isinstance(own, ExportError):
+                own = own.__cause__
+            raise own or ExportError(
                 f"PyTorch's exporter cannot write the network at opset {opset}: {str(error).splitlines()[0]}\n"
                 f"Opsets up to {TORCHSCRIPT_UP_TO} and those above are written by different exporters, which know "
                 "different operations: try another opset_version, or write the operation otherwise."
@@ -95,7 +100,7 @@ def tensor_names(network: ConvertedModule) -> dict[str, str]:
         if node.name in network.operations:
             path = str(node.target) if node.op == "call_module" else node.name
             for part in ("tensors", "movers", "layers"):
-                path = path.removeprefix(f"{RESERVED}.{part}.")
+                path = path.replace(f"{RESERVED}.{part}.", "")  # of this network, or of one inside of it
             names[node.name] = path if path not in taken else f"{path}_{node.name}"
             taken.add(names[node.name])
     return names

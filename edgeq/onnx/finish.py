@@ -74,10 +74,16 @@ def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
         node = value.producer()
         while node is not None and node.op_type in ("Clip", "Cast"):  # bounds of codes
             node = maker(operand(node, 0))
-        if node is None or node.op_type != "QuantizeLinear":
+        if node is None or not (node.op_type == "QuantizeLinear" or _picks_codes(node)):
             lost.append(captured.names[name])
     if lost:
         raise ExportError(f"The exporter has lost {len(lost)} quantizers: {', '.join(lost[:5])}.")
+
+
+def _picks_codes(node: ir.Node) -> bool:
+    """Whether a node looks up rows in a table of integers."""
+    table = constant_of(operand(node, 0)) if node.op_type == "Gather" else None
+    return table is not None and table.dtype == np.int8
 
 
 def _name_outputs(graph: ir.Graph, interface: list[str]) -> None:

@@ -15,12 +15,14 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgeq.arithmetic import Rounding
-from edgeq.onnx.finish import LINEARS
+from edgeq.onnx.finish import CODES, LINEARS
 from edgeq.onnx.graphs import Array, add_initializer, constant_of, maker, numbers_of, operand, optional, readers, text
 from edgeq.onnx.rounding import Chain, requantize
 
 MOVERS = {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth"}
 MOVERS |= {"Squeeze", "Tile", "Transpose", "Unsqueeze"}
+RECURRENT = ("LSTM", "GRU", "RNN")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 SHIFT = 128
 
 Bounds = tuple[float | None, float | None]
@@ -56,6 +58,8 @@ def unsigned_activations(graph: ir.Graph) -> None:
                 _shift(graph, node, position, shifted)
         elif node.op_type in LINEARS and constant_of(operand(node, 0)) is None:
             _shift(graph, node, 2, shifted)
+        elif node.op_type == "Gather" and text(node.outputs[0]).endswith(CODES):
+            _shift(graph, node, 0, shifted)
         elif node.op_type == "DequantizeLinear" and _is_activation(node):
             for position in (0, 2):
                 _shift(graph, node, position, shifted)
@@ -63,10 +67,11 @@ def unsigned_activations(graph: ir.Graph) -> None:
 
 def _is_activation(dequantizer: ir.Node) -> bool:
     """Whether a constant's codes are read as an activation, not as the weight of a layer: all per-tensor int8
-    constants but the second input of a layer.
+    constants but the second input of a layer. Two directions of a recurrent layer have their weights joined.
     """
-    weight_readers = [reader.op_type for reader in readers(dequantizer.outputs[0])]
-    is_weight = any(kind in ("Conv", "ConvTranspose", "Gemm", "MatMul") for kind in weight_readers)
+    direct = readers(dequantizer.outputs[0])
+    joined = [reader for node in direct if node.op_type == "Concat" for reader in readers(node.outputs[0])]
+    is_weight = any(node.op_type in WEIGHTED for node in direct) or any(node.op_type in RECURRENT for node in joined)
     return numbers_of(operand(dequantizer, 0)).dtype == np.int8 and not is_weight
 
 

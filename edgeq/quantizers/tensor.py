@@ -22,7 +22,8 @@ class TensorQuantizer(Float32State):
     """One range, and all the tensors that share it.
 
     `name` is the tensor's name in the graph, for messages. `fixed` is the range of an operation whose output
-    is known beforehand (sigmoid, softmax, tanh); its scale is a power of two and is never observed.
+    is known beforehand (sigmoid, softmax, tanh); its scale is a power of two. Without an observer, or with a fixed
+    range, no data is ever observed.
 
     Buffers: those of `QParams`, shape (), and the observer's.
     """
@@ -32,11 +33,13 @@ class TensorQuantizer(Float32State):
     quant_min: Tensor
     quant_max: Tensor
 
-    def __init__(self, name: str, spec: TensorSpec, observer: Method, fixed: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self, name: str, spec: TensorSpec, observer: Method | None, fixed: tuple[float, float] | None = None
+    ) -> None:
         super().__init__()
         self.name, self.spec, self.fixed = name, spec, fixed
         self.phase = Phase.FLOAT
-        self.observer = None if fixed else OBSERVERS[observer.name](spec, **dict(observer.options))
+        self.observer = None if fixed or observer is None else OBSERVERS[observer.name](spec, **dict(observer.options))
         for key, value in self._parameters_of(*(fixed or (0.0, 0.0)))._asdict().items():
             self.register_buffer(key, value)
         self.read_bounds()
