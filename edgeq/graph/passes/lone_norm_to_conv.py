@@ -31,11 +31,18 @@ def lone_norm_to_conv(draft: Draft, *, inexact: bool = False) -> None:
     """
     for node in list(draft.chains()):
         norm = norm_of(draft, node)
-        if norm is None or not (inexact or _is_exact(draft, node)):
+        if norm is None or _follows_a_float_layer(draft, node) or not (inexact or _is_exact(draft, node)):
             continue
         rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(type(norm)) or draft.ranks[node.args[0]]  # type: ignore[index]
         if rank in (2, *CONVOLUTIONS):
             _stand_behind_ones(draft, node, norm, rank)
+
+
+def _follows_a_float_layer(draft: Draft, node: fx.Node) -> bool:
+    """Whether a layer stands in front that would take the norm in, if a rule did not leave it in float."""
+    source: Any = node.args[0]
+    is_layer = draft.kind(source) in ("conv", "conv_transpose", "linear")
+    return is_layer and draft.reader(source) is node and not draft.is_quantized(source)
 
 
 def _is_exact(draft: Draft, node: fx.Node) -> bool:

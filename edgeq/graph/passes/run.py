@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +18,6 @@ from edgeq.graph.passes.registry import Wanted, wanted_rewrites
 from edgeq.graph.places import check_rules, keep_places, places_of
 from edgeq.graph.prepared import PreparedModule
 from edgeq.spec import QConfig
-
-logger = logging.getLogger(__name__)
 
 
 def rewrite_graph(
@@ -40,8 +37,6 @@ def rewrite_graph(
         draft = Draft(graph, root, qconfig, is_qat, shapes)
         for rewrite, options in rewrites:
             draft.run(rewrite, options)
-    for change in draft.changes:
-        logger.info("%s", change)
     return Changes(tuple(draft.changes)), before
 
 

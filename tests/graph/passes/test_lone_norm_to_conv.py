@@ -101,6 +101,9 @@ def test_a_norm_that_a_layer_takes_in_a_rule_keeps_or_that_has_no_statistics_sta
     assert kept.module.changes.each == ()
     assert kept.module.reasons["norm"] == "stays float by the rule for 'norm'"
     assert changes(Preactivated(track_running_stats=False).eval(), NAME) == ()
+    rules = {"inherits": "DEFAULT", "rules": [{"name": "0", "quantize": False}]}
+    behind = lively(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)))
+    assert changes(behind, NAME, qconfig_type=rules) == ()
 
 
 @pytest.mark.parametrize("preset", ["WT8SYMP2_AT8SYMP2", "WC8P2_AT8P2", "WC4M4_AT8"])
