@@ -17,8 +17,6 @@ from edgeq.errors import CalibrationError, SpecError
 from edgeq.graph.arguments import as_call, tried
 from edgeq.graph.convert import ConvertedModule, convert
 from edgeq.graph.explain import explain
-from edgeq.graph.passes import Wanted
-from edgeq.graph.inline import as_one, inputs_of_parts
 from edgeq.graph.parts import (
     ConvertedParts,
     PartedModule,
@@ -26,10 +24,14 @@ from edgeq.graph.parts import (
     explain_parts,
     prepare_as_possible,
     prepare_parts,
+    prepare_with_standalone,
 )
+from edgeq.graph.passes import Wanted
 from edgeq.graph.prepared import PreparedModule
+from edgeq.graph.whole import as_one, inputs_of_parts
 from edgeq.presets import Preset, load_preset
 from edgeq.schedule import Schedule
+from edgeq.spec import QConfig
 
 if TYPE_CHECKING:
     from edgeq.onnx.export import ExportResult
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Submodules = Iterable[str] | Mapping[str, Preset | None]
+Submodules = Iterable[str | type[nn.Module]] | Mapping[str | type[nn.Module], Preset | None]
 Backend = str | Path | Mapping[str, Any] | BackendSpec
 
 
@@ -136,7 +138,8 @@ class QuantizedWrapper(ExportingModule):
         bias_calibration_factor: float,
         untraced: Iterable[str | type[nn.Module]],
         rewrites: Wanted | None,
-        submodules: Submodules | None = None,
+        submodules: Submodules | None,
+        standalone: Submodules | None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -148,19 +151,17 @@ class QuantizedWrapper(ExportingModule):
             raise SpecError(f"bias_calibration_factor must be a number in 0..1, got {factor!r}.")
         spec = load_backend(backend)
         qconfig = settle(load_preset(qconfig_type), spec)
-        options = {"is_qat": self.is_qat, "untraced": tuple(untraced), "rewrites": rewrites}
-        if submodules is None:
-            self.module = prepare_as_possible(model, qconfig, spec, schedule, float(factor), example_inputs, **options)
+        options: dict[str, Any] = {"is_qat": self.is_qat, "untraced": tuple(untraced), "rewrites": rewrites}
+        everywhere = spec, schedule, float(factor), example_inputs
+        if submodules is not None and standalone is not None:
+            raise SpecError("submodules quantizes parts only, standalone parts beside all else: give one of them.")
+        if submodules is not None:
+            self.module = prepare_parts(model, _presets(model, submodules, qconfig, spec), *everywhere, **options)
+        elif standalone is not None:
+            presets = _presets(model, standalone, qconfig, spec)
+            self.module = prepare_with_standalone(model, qconfig, presets, *everywhere, **options)
         else:
-            names = (
-                dict.fromkeys(submodules, qconfig)
-                if not isinstance(submodules, Mapping)
-                else {
-                    name: qconfig if preset is None else settle(load_preset(preset), spec)
-                    for name, preset in submodules.items()
-                }
-            )
-            self.module = prepare_parts(model, names, spec, schedule, float(factor), example_inputs, **options)
+            self.module = prepare_as_possible(model, qconfig, *everywhere, **options)
         self.training = model.training
         self.module.training = model.training
         self.module.apply_mode()
@@ -239,6 +240,22 @@ class QuantizedWrapper(ExportingModule):
         return IntegerModule(self.integer_network())
 
 
+def _presets(model: nn.Module, wanted: Submodules, qconfig: QConfig, spec: BackendSpec) -> dict[str, QConfig]:
+    """The settled preset of each submodule that is wanted, by name or by class, by its path; `qconfig` where none is
+    given. Raises SpecError for a class that no submodule has.
+    """
+    if isinstance(wanted, str):
+        raise SpecError(f"Submodules are given as a list of names or a dict, got {wanted!r}: write [{wanted!r}].")
+    items: Mapping[Any, Any] = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
+    found: dict[str, QConfig] = {}
+    for key, preset in items.items():
+        paths = [key] if isinstance(key, str) else [p for p, module in model.named_modules() if isinstance(module, key)]
+        if not paths:
+            raise SpecError(f"No submodule of {type(model).__name__} is a {key.__name__}.")
+        found.update(dict.fromkeys(paths, qconfig if preset is None else settle(load_preset(preset), spec)))
+    return found
+
+
 class PTCFxModule(QuantizedWrapper):
     """Post-training calibration: run batches through it in ``train()`` mode, as in a training loop without loss,
     backward and optimizer, then ``eval()``.
@@ -257,7 +274,10 @@ class PTCFxModule(QuantizedWrapper):
         rewrites: names of rewrites of the graph (`edgeq.rewrite_names()`) to False, for one that runs by default, and
             to True or a dict of its options for one that runs only on request.
         submodules: names of the submodules to quantize, each by itself, while all else of the model stays the Python
-            that it is; or a dict from names to presets (None for `qconfig_type`).
+            that it is; or a dict from names to presets (None for `qconfig_type`). A class stands for all of its
+            submodules.
+        standalone: as `submodules`, for ones that are quantized by themselves, with real numbers going in and out,
+            while all else is quantized as one.
 
     Raises:
         SpecError: an unknown name or key, a preset that the backend cannot run, or nothing to quantize.
@@ -279,9 +299,10 @@ class PTCFxModule(QuantizedWrapper):
         untraced: Iterable[str | type[nn.Module]] = (),
         rewrites: Wanted | None = None,
         submodules: Submodules | None = None,
+        standalone: Submodules | None = None,
     ) -> None:
         schedule = Schedule(num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch)
-        options = untraced, rewrites, submodules
+        options = untraced, rewrites, submodules, standalone
         super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
 
 
@@ -290,7 +311,7 @@ class QATFxModule(QuantizedWrapper):
     quantization from the first batch on.
 
     Args:
-        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced, rewrites, submodules: as in
+        model, qconfig_type, backend, example_inputs, steps_per_epoch, untraced, rewrites, submodules, standalone: as in
             `PTCFxModule`.
         total_epochs: how many epochs the training has.
         num_batch_norm_update_epochs: defaults to total_epochs // 2 - 1, at least 1.
@@ -318,6 +339,7 @@ class QATFxModule(QuantizedWrapper):
         untraced: Iterable[str | type[nn.Module]] = (),
         rewrites: Wanted | None = None,
         submodules: Submodules | None = None,
+        standalone: Submodules | None = None,
     ) -> None:
         if total_epochs is None:
             raise SpecError(
@@ -326,7 +348,7 @@ class QATFxModule(QuantizedWrapper):
         schedule = Schedule.for_training(
             total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
         )
-        options = untraced, rewrites, submodules
+        options = untraced, rewrites, submodules, standalone
         super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
 
 

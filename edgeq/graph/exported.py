@@ -158,7 +158,8 @@ class _Raised:
     def _node(self, node: fx.Node) -> None:
         known = len(self.graph.nodes)
         args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
-        args, kwargs = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # plain containers
+        plain: Any = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # type: ignore[arg-type]
+        args, kwargs = plain
         value = raised(node.target, args, kwargs)
         self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
         path = self._path(node)
@@ -234,7 +235,7 @@ def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
     """What a node of the recording is of the result of its module's call."""
     if not isinstance(module, nn.RNNBase) or node.target is not operator.getitem:
         return call
-    number = node.args[1]
+    number: Any = node.args[1]
     if number == 0:
         return call[0]
     return call[1][number - 1] if isinstance(module, nn.LSTM) else call[1]

@@ -159,6 +159,47 @@ def prepare_parts(
     raises for a part.
     """
     _check_paths(model, qconfigs)
+    for qconfig in qconfigs.values():
+        qconfig.require_rules_within(qconfigs)
+    face, paths = _with_parts(model, qconfigs, backend, schedule, factor, example_inputs, **options)
+    return PartedModule(face, paths, options["is_qat"])
+
+
+def prepare_with_standalone(
+    model: nn.Module,
+    qconfig: QConfig,
+    qconfigs: Mapping[str, QConfig],
+    backend: BackendSpec,
+    schedule: Schedule,
+    factor: float,
+    example_inputs: Any,
+    untraced: Iterable[str | type[nn.Module]] = (),
+    **options: Any,
+) -> PreparedModule:
+    """The network that `model` becomes as one graph under `qconfig`, in which each submodule that `qconfigs` names
+    is one call of a network of its own, with real numbers going in and out. Raises what `prepare_parts` does.
+    """
+    _check_paths(model, qconfigs)
+    everywhere = backend, schedule, factor, example_inputs
+    face, paths = _with_parts(model, qconfigs, *everywhere, untraced=untraced, **options)
+    for path in paths:
+        part: Any = face.get_submodule(path)
+        part.follows = True
+    return prepare_whole(face, qconfig.without(paths), *everywhere, untraced=(*untraced, *paths), **options)
+
+
+def _with_parts(
+    model: nn.Module,
+    qconfigs: Mapping[str, QConfig],
+    backend: BackendSpec,
+    schedule: Schedule,
+    factor: float,
+    example_inputs: Any,
+    **options: Any,
+) -> tuple[nn.Module, list[str]]:
+    """An object of the class of `model` that has prepared modules in the places of those that are named, and all
+    the paths where they stand.
+    """
     inputs = {} if example_inputs is None else inputs_of(model, list(qconfigs), example_inputs)
     face = shell_tree(model)
     is_at: dict[int, list[str]] = {}
@@ -173,7 +214,7 @@ def prepare_parts(
         for place in is_at[id(module)]:
             face.set_submodule(place, part)
             paths.append(place)
-    return PartedModule(face, paths, options["is_qat"])
+    return face, paths
 
 
 def prepare_whole(

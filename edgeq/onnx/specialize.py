@@ -13,6 +13,7 @@ from edgeq.graph.conditions import argument
 from edgeq.graph.movers import Method
 from edgeq.graph.program import Program
 from edgeq.modules.codes import OnCodes
+from edgeq.onnx.uneven_pool import write_out_uneven_pools
 
 RESHAPES = ("reshape", "view")
 
@@ -60,6 +61,7 @@ def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -
                 fx.node.map_arg(item, lambda n: fixed.get(n, n)) for item in (node.args, node.kwargs)
             )
             _fix_sizes(node, program, values[node], others[node])
+    write_out_uneven_pools(program, values)
     for node in reversed(list(program.fx_graph.nodes)):
         if not node.users and node.op not in ("output", "placeholder"):
             program.fx_graph.erase_node(node)
