@@ -117,7 +117,7 @@ class QuantizedRecurrent(StoredWeights):
         if self.is_float:
             return super().forward(input, hx)
         self._adapt()
-        if self.training or not torch.is_grad_enabled():
+        if self.training or exporting() or not torch.is_grad_enabled():
             return self._run(input, hx)
         with torch.no_grad():
             exact = self._run(input, hx)

@@ -47,7 +47,7 @@ OWN_WAY: dict[str, tuple[Tolerance, str]] = {
     "sum": (Tolerance(1, 0.004), "the terms of a sum are added in another order"),
     "avg_pool": (Tolerance(1, 0.004), "the sum of an average pool is made in another order"),
     "interpolate": (Tolerance(1, 0.004), "an interpolation weighs its neighbours in another order"),
-    "recurrent": (Tolerance(1, 0.004), "the sums of each step, and its exponentials, are the runtime's own"),
+    "recurrent": (Tolerance(1, 0.0005), "the sums of each step, and its exponentials, are the runtime's own"),
     "embedding_bag": (Tolerance(1, 0.004), "the rows of a bag are added in another order"),
     "unknown": (Tolerance(1, 0.004), "an operation outside of edgeq's table, computed in float"),
 }

@@ -94,6 +94,16 @@ def test_four_bits_use_sixteen_codes(granularity):
     assert codes.dtype == torch.int8
 
 
+def test_codes_that_are_moved_keep_to_what_the_backend_says_of_activations():
+    preset = {"inherits": PER_TABLE, "weight": {"scale": "free"}, "recovery": []}
+    wrapped = edgeq.PTCFxModule(Words().eval(), preset, backend="x86").calibrate([IDS])
+    quantizer = wrapped.module.quantization.tensors.table
+    assert (int(quantizer.quant_min), int(quantizer.quant_max)) == (-64, 63)
+    assert quantizer.spec.scale.value == "power_of_two"
+    assert wrapped.module.quantized_layers()[0].weight_quantizer.spec.scale.value == "free"
+    assert_exact(wrapped, IDS)
+
+
 @pytest.mark.parametrize("preset", [PER_ROW, PER_TABLE])
 def test_the_range_of_a_table_is_there_before_any_calibration(preset):
     model = Words()

@@ -1,6 +1,9 @@
 """Recurrent layers in files: one node of ONNX a layer, weights as int8 initializers in ONNX's order of gates."""
 
+import io
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -92,3 +95,11 @@ def test_projections_which_onnx_lacks_are_refused(opset, tmp_path):
     with pytest.raises(ExportError, match="'rnn' has proj_size=3"):
         wrapped.export(X, tmp_path / "model.onnx", opset_version=opset)
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_exporter_that_is_handed_the_prepared_network_reads_the_layer_once():
+    buffer = io.BytesIO()
+    torch.onnx.export(prepared(Net(nn.LSTM), X), (X,), buffer, dynamo=False, opset_version=17)
+    file = onnx.load_from_string(buffer.getvalue())
+    assert len(nodes_of(file, "LSTM")) == 1
+    assert len(nodes_of(file, "QuantizeLinear")) == 5 + 3  # input, outputs, two states and result; three weights
