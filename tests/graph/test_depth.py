@@ -14,7 +14,7 @@ from edgeq.graph.trace import trace
 from tests.graph.parity import assert_exact, calibrated, images
 from tests.graph.test_scale import Functional
 
-LAYERS = 150  # without a branch, each reads what the one before gives
+LAYERS = 200  # without a branch, each reads what the one before gives
 
 
 def chain(layers=LAYERS):
