@@ -25,12 +25,12 @@ def test_the_result_says_what_was_written(tmp_path):
     result = converted("residual").export(image(), path)
     assert (result.path, result.format, result.opset, result.ir_version) == (path, "qdq", 17, 8)
     assert result.bytes == path.stat().st_size
-    assert sum(result.nodes.values()) == len(onnx.load(path).graph.node) == 28
-    assert (result.nodes["QuantizeLinear"], result.nodes["Conv"]) == (7, 2)
+    assert sum(result.nodes.values()) == len(onnx.load(path).graph.node) == 31
+    assert (result.nodes["QuantizeLinear"], result.nodes["Conv"]) == (8, 2)
     assert [parity.runtime for parity in result.parity] == ["unfused", "fused"]
     assert result.passed
     lines = str(result).splitlines()
-    assert lines[0] == f"{path}: qdq, opset 17, {result.bytes / 1024:.0f} KiB, 28 nodes"
+    assert lines[0] == f"{path}: qdq, opset 17, {result.bytes / 1024:.0f} KiB, 31 nodes"
     assert lines[1] == "unfused: passed, 0 of 29748 integers differ over 4 images, top-1 agrees on 100.00 %"
 
 

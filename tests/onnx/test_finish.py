@@ -134,7 +134,7 @@ def arithmetic_instead(name, x, scale, zero_point, axis, known=qdq._operation):
 @pytest.mark.parametrize("opset", [17, 18])
 def test_a_quantizer_that_an_exporter_lost_is_an_error_also_without_verification(opset, tmp_path, monkeypatch):
     monkeypatch.setattr(qdq, "_operation", arithmetic_instead)
-    with pytest.raises(ExportError, match="lost 7 quantizers: x, conv1, conv2, add, pool"):
+    with pytest.raises(ExportError, match="lost 8 quantizers: x, conv1, conv2, add, pool"):
         converted("residual").export(image(), tmp_path / "model.onnx", opset, verify=False)
     assert list(tmp_path.iterdir()) == []
 

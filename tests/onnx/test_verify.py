@@ -139,7 +139,7 @@ def test_many_inputs_are_taken_in_batches_and_counted_once(tmp_path):
     whole, parts = (module.verify(tmp_path / "model.onnx", images, batch=size) for size in (None, 3))
     for one, other in zip(whole, parts, strict=True):
         assert (one.images, other.images) == (10, 10)
-        assert one.elements == other.elements == 10 * (3 * 256 + 3 * 8 * 256 + 8 * 64 + 8 + 5)
+        assert one.elements == other.elements == 10 * (3 * 256 + 3 * 8 * 256 + 8 * 64 + 2 * 8 + 5)
         assert one.unequal == other.unequal == 0
 
 
