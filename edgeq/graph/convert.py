@@ -329,6 +329,9 @@ class _Converter:
         self.reals[node] = made if bounds == (None, None) else self.graph.call_function(torch.clamp, (made, *bounds))
 
     def _float(self, node: Node, module: nn.Module | None) -> None:
+        if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd):  # which do nothing in evaluation
+            self.reals[node] = self._real(node.args[0])
+            return
         if module is not None:
             self._install(str(node.target), self._float_module(node, module))
         if node.op == "get_attr":

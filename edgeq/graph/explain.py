@@ -8,6 +8,7 @@ from edgeq.graph.prepared import PreparedModule
 from edgeq.modules.embedding import TableQuantizer
 from edgeq.modules.folding import Folds
 from edgeq.modules.layer import QuantizedLayer
+from edgeq.modules.layers import QuantizedReference
 from edgeq.modules.matmul import QuantizedMatmul
 from edgeq.modules.stored import StoredWeights
 from edgeq.quantizers.tensor import TensorQuantizer
@@ -41,7 +42,10 @@ def _name(node: str, module: nn.Module | None) -> str:
 def _weight(module: nn.Module | None) -> str:
     if isinstance(module, StoredWeights):
         return describe_spec(module.quantizer_of(module.stored_names()[0]).spec)
-    return describe_spec(module.weight_quantizer.spec) if isinstance(module, QuantizedLayer) else ""
+    if not isinstance(module, QuantizedLayer):
+        return ""
+    is_tied = isinstance(module, QuantizedReference) and isinstance(module.owner.module, QuantizedLayer)
+    return describe_spec(module.weight_quantizer.spec) + (", tied" if is_tied else "")
 
 
 def _folded(module: nn.Module | None) -> str:

@@ -1,5 +1,8 @@
 """Modules that are called twice, weights that are tied, and layers whose parameters live elsewhere."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +39,20 @@ def test_each_call_of_a_shared_layer_has_ranges_of_its_own_and_one_weight():
     found = assert_exact(wrapped, x)
     for one, other, layer in zip(found, model(x), (first, second), strict=True):
         assert (one - other).abs().max() < 8 * layer.site.target.scale
+
+
+def test_a_further_call_of_a_layer_is_told_as_tied_and_copies_keep_it_so():
+    x = images()
+    wrapped = calibrated(Twice().eval(), x)
+    rows = [line for line in wrapped.explain().splitlines() if line.startswith("head")]
+    assert ["8 bits symmetric channel free, tied" in row for row in rows] == [False, True]
+    for other in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+        _, first, second = other.module.quantized_layers()
+        assert first.weight is second.weight is other.module.head.weight
+        assert first.weight is not wrapped.module.head.weight
+        assert first.site.target is not second.site.target
+        for one, same in zip(other(x), wrapped(x), strict=True):
+            assert torch.equal(one, same)
 
 
 def test_a_shared_layer_adds_no_second_weight_to_the_state():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import edgeq
-from tests.graph.parity import assert_exact, calibrated, images
+from tests.graph.parity import AS_WRITTEN, assert_exact, calibrated, images
 from tests.graph.passes.networks import changes, kinds, only
 
 NAME = "identity_removal"
@@ -91,6 +91,23 @@ def test_a_module_with_hooks_or_a_rule_of_its_own_stays():
     rules = {"inherits": "DEFAULT", "rules": [{"name": "1", "quantize": False}]}
     kept = edgeq.PTCFxModule(network(nn.Identity()).eval(), rules, rewrites=only(NAME))
     assert [change.place for change in kept.module.changes.each] == ["4"]
+
+
+def test_what_eval_never_needs_is_not_in_the_converted_network_either():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop, self.same = nn.Conv2d(3, 4, 1), nn.Dropout(0.5), nn.Identity()
+
+        def forward(self, x):
+            return self.same(self.drop(torch.log_softmax(self.conv(x), 1))) * 2
+
+    wrapped = edgeq.QATFxModule(Late(), total_epochs=2, rewrites=AS_WRITTEN).train()
+    wrapped(images())
+    assert {"Dropout", "Identity"} <= set(kinds(wrapped))
+    converted = wrapped.eval().convert()
+    assert not [module for module in converted.modules() if isinstance(module, nn.Dropout | nn.Identity)]
+    assert_exact(wrapped, images())
 
 
 def test_an_identity_that_is_all_there_is_between_input_and_output_is_no_trouble():
