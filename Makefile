@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test sweep benchmark wheel clean
+.PHONY: demo test sweep zoo benchmark wheel clean
 
 demo: $(READY)
 	$(BIN)/python -m recipes.quickstart
@@ -17,6 +17,9 @@ test: $(READY)
 sweep: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m sweep
 
+zoo: $(READY) .venv/.zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.zoo --write docs/zoo.md
+
 benchmark: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks
 
@@ -28,6 +31,10 @@ $(READY): requirements.txt setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -r requirements.txt
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/.zoo: requirements-zoo.txt requirements.txt $(READY)
+	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-zoo.txt # together, so that torch stays what it is
 	touch $@
 
 clean:

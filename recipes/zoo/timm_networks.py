@@ -26,9 +26,10 @@ SAMPLE = (
     *("swinv2_cr_tiny_224", "swinv2_tiny_window8_256", "test_vit_relpos", "tiny_vit_5m_224", "tinynet_e"),
     *("tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "visformer_tiny", "vit_tiny_patch16_224"),
     *("vit_tiny_patch16_dinov3_qkvb", "vit_tiny_r_s16_p8_224", "vitamin_small_224", "volo_d1_224", "xception41p"),
-    *("xcit_nano_12_p8_224"),
+    "xcit_nano_12_p8_224",
 )
-FAMILIES = {"timm": SAMPLE}
+PREFIX = "timm_"  # some names are torchvision's as well
+FAMILIES = {"timm": tuple(f"{PREFIX}{name}" for name in SAMPLE)}
 SIZES = {
     "halonet_h1": 256,
     "crossvit_tiny_240": 240,
@@ -59,8 +60,9 @@ SIZES = {
 
 def subject(name: str, family: str) -> Subject:
     """One of the networks above."""
-    size = SIZES.get(name, 224)
-    return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, size, size),))
+    own = name.removeprefix(PREFIX)
+    size = SIZES.get(own, 224)
+    return Subject(name, family, lambda: _build(own), lambda: (torch.randn(2, 3, size, size),))
 
 
 def _build(name: str) -> nn.Module:
