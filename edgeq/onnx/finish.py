@@ -200,6 +200,7 @@ def name_parameters(graph: ir.Graph) -> None:
     """Gives each integer tensor scale and zero point of its own, named after it. Exporters let equal ones be
     one initializer under the name of the first, and ONNX Runtime's rewrite of signed weights cannot take that.
     """
+    _part_equal_tensors(graph)
     made: dict[str, ir.Value] = {}
     for node in graph:
         if node.op_type not in LINEARS:
@@ -216,6 +217,23 @@ def name_parameters(graph: ir.Graph) -> None:
     for name, value in made.items():  # it may have been taken by what is gone by now
         if name not in graph.initializers:
             value.name = name
+
+
+def _part_equal_tensors(graph: ir.Graph) -> None:
+    """Gives a layer whose integers, but not whose scale, are those of another one integers of its own again."""
+    scales: dict[str, list[tuple[bytes, ir.Value]]] = {}
+    for node in graph:
+        stored = operand(node, 0) if node.op_type == "DequantizeLinear" else None
+        if stored is None or not stored.is_initializer():
+            continue
+        known = scales.setdefault(text(stored), [])
+        scale = numbers_of(operand(node, 1)).tobytes()
+        found = next((value for other, value in known if other == scale), None)
+        if found is None:
+            name = f"{text(stored)}_{len(known) + 1}"
+            found = add_initializer(graph, name, numbers_of(stored)) if known else stored
+            known.append((scale, found))
+        node.replace_input_with(0, found)
 
 
 def name_constants(graph: ir.Graph, parameters: set[str]) -> None:

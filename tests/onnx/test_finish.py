@@ -1,11 +1,14 @@
 """The finishing passes, on graphs written by hand and on what the exporters really give."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
 from onnx_ir.passes import common
+from torch import nn
 
+import edgeq
 from edgeq.errors import ExportError
 from edgeq.modules import qdq
 from edgeq.onnx import finish
@@ -143,3 +146,24 @@ def test_a_name_that_the_file_needs_itself_is_an_error(tmp_path):
     with pytest.raises(ExportError):
         converted("residual").export(image(), tmp_path / "model.onnx", input_names=["conv1/codes"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_layers_with_equal_integers_and_different_scales_keep_their_own(opset, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(5 * model[0].weight)  # the same codes at another scale
+        model[2].bias.copy_(model[0].bias)
+    wrapped, x = edgeq.PTCFxModule(model, bias_calibration_factor=0), torch.randn(4, 3, 8, 8)
+    wrapped.train()
+    wrapped(x)
+    result = wrapped.eval().export(x, tmp_path / "equal.onnx", opset_version=opset)
+    assert result.passed
+    layers = [node for node in onnx.load(result.path).graph.node if node.op_type == "Conv"]
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(result.path).graph.initializer}
+    made = {output: node for node in onnx.load(result.path).graph.node for output in node.output}
+    first, second = (made[layer.input[1]].input for layer in layers)
+    assert first[0] != second[0]
+    assert (stored[first[0]] == stored[second[0]]).all()
+    assert stored[second[1]] == pytest.approx(5 * stored[first[1]])
