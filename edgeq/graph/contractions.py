@@ -140,7 +140,8 @@ def _is_parameter(value: Value, dimensions: int) -> bool:
     if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
         return False
     path, _, name = str(value.node.target).rpartition(".")
-    parameter = value.tracer.root.get_submodule(path)._parameters.get(name)  # an attribute would be a proxy as well
+    tracer: Any = value.tracer
+    parameter = tracer.root.get_submodule(path)._parameters.get(name)  # an attribute would be a proxy as well
     return parameter is not None and parameter.dim() == dimensions
 
 

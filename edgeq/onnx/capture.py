@@ -80,11 +80,13 @@ def capture(
         try:
             model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
         except torch.onnx.errors.OnnxExporterError as error:
-            own = error.__cause__
-            while own is not None and not isinstance(own, ExportError):
-                own = own.__cause__
-            raise own or ExportError(
-                f"PyTorch's exporter cannot write the network at opset {opset}: {str(error).splitlines()[0]}\n"
+            cause: BaseException = error
+            while cause.__cause__ is not None and not isinstance(cause, ExportError):
+                cause = cause.__cause__  # the outer ones only say in which step it was
+            if isinstance(cause, ExportError):
+                raise cause from error
+            raise ExportError(
+                f"PyTorch's exporter cannot write the network at opset {opset}: {str(cause).splitlines()[0]}\n"
                 f"Opsets up to {TORCHSCRIPT_UP_TO} and those above are written by different exporters, which know "
                 "different operations: try another opset_version, or write the operation otherwise."
             ) from error

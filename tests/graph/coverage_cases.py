@@ -132,9 +132,9 @@ class _Constructors(ast.NodeTransformer):
 class Between(nn.Module):
     """conv -> spelling -> a layer that takes what comes of it; with what the spellings name."""
 
-    def __init__(self, spelling: str) -> None:
+    def __init__(self, spelling: str, seed: int = 3) -> None:
         super().__init__()
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.count = 3
         self.slope = nn.Parameter(torch.rand(8))

@@ -33,9 +33,13 @@ OPSET_18 = (  # what PyTorch's exporter for opset 17 cannot write
     *("select_scatter", "slice_scatter", "exp2", "expm1", "erfc", "sinc", "sinh", "cosh", "asinh", "atanh", "trunc"),
     *("fix", "sgn", "frac", "hreshold", "nansum", "old(", "esponse", "nan_to_num", "logcumsumexp", "dist(", "inner("),
 )
+OPSET_17 = (  # what the one for opset 18 cannot, or merges because it is there twice
+    *("squeeze(0)", "squeeze_(0)", "masked_select", "rrelu", "RReLU", "cdist", "CrossMapLRN2d", "mse_loss"),
+    *("bmm(h[0]", 'bchw,bchw->b"', "h.exp()/h.exp()"),
+)
 NO_FILE = (  # what neither can
     *("hstack", "vstack", "dstack", "column_stack", "row_stack", "hypot", "median", "cummax", "cumprod", "fft"),
-    *("diagonal_scatter", "linalg.inv", "bessel"),
+    *("diagonal_scatter", "linalg.inv", "bessel", "affine_grid"),
 )
 
 
@@ -90,7 +94,7 @@ class Branches(nn.Module):
 
     def __init__(self, spellings):
         super().__init__()
-        self.parts = nn.ModuleList(Between(spelling) for spelling in spellings)
+        self.parts = nn.ModuleList(Between(spelling, seed) for seed, spelling in enumerate(spellings))
 
     def forward(self, x):
         return [part(x) for part in self.parts]
@@ -99,8 +103,8 @@ class Branches(nn.Module):
 def written(spellings, opset, preset, path):
     """The result of exporting those of `spellings` that a file of this opset can hold."""
     kept = [spelling for spelling in spellings if not any(name in spelling for name in NO_FILE)]
-    if opset < 18:
-        kept = [spelling for spelling in kept if not any(name in spelling for name in OPSET_18)]
+    unknown = OPSET_18 if opset < 18 else OPSET_17
+    kept = [spelling for spelling in kept if not any(name in spelling for name in unknown)]
     wrapped = calibrated(Branches(kept), inputs(), preset=preset, bias_calibration_factor=0)
     return wrapped.convert().export(inputs(), path, opset_version=opset)
 
