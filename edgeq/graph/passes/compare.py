@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,12 +77,13 @@ def greatest_difference(before: Any, after: Any) -> tuple[float, float]:
             continue
         if one.shape != other.shape:
             return float("nan"), size
-        finite = one.isfinite()
-        if not torch.equal(finite, other.isfinite()):
-            return float("nan"), size
-        if bool(finite.any()):
-            difference = max(difference, float((one - other)[finite].abs().max()))
-            size = max(size, float(one[finite].abs().max()))
+        finite = one.isfinite() if not math.isfinite(float((one - other).abs().max())) else None
+        if finite is not None:  # infinities where both have one are no difference
+            if not torch.equal(finite, other.isfinite()) or not bool(finite.any()):
+                return float("nan"), size
+            one, other = one[finite], other[finite]
+        difference = max(difference, float((one - other).abs().max()))
+        size = max(size, float(one.abs().max()))
     return difference, size
 
 

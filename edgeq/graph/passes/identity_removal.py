@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from edgeq.graph.passes.draft import Draft
 from edgeq.graph.passes.registry import Stage, rewrite
+from edgeq.modules.torch_class import torch_class
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DIMENSIONS = {nn.Dropout1d: 1, nn.Dropout3d: 3}  # of the maps that they drop whole; the others take two as well
@@ -25,13 +26,13 @@ def identity_removal(draft: Draft) -> None:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not draft.gives_way(node, source):
             continue
-        x = draft.sample(2, 4, *(3,) * DIMENSIONS.get(type(module), 2))
+        x = draft.sample(2, 4, *(3,) * DIMENSIONS.get(torch_class(module), 2))
         draft.record(node, f"{type(module).__name__} -> nothing", x, draft.value(node, {source: x}))
         node.replace_all_uses_with(source)
         draft.erase([node])
 
 
 def _does_nothing(module: Any, is_qat: bool) -> bool:
-    if type(module) is nn.Identity:
+    if torch_class(module) is nn.Identity:
         return True
-    return type(module) in DROPOUTS and (not is_qat or float(module.p) == 0.0)
+    return torch_class(module) in DROPOUTS and (not is_qat or float(module.p) == 0.0)

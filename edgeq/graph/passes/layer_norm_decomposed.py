@@ -12,6 +12,7 @@ from edgeq.graph.passes.draft import Draft
 from edgeq.graph.passes.registry import Stage, rewrite
 from edgeq.graph.places import PLACE
 from edgeq.modules.normalization import Normalization
+from edgeq.modules.torch_class import torch_class
 from edgeq.spec import Place
 
 
@@ -43,7 +44,7 @@ def layer_norm_decomposed(draft: Draft) -> None:
 
 def _of_module(draft: Draft, node: fx.Node) -> tuple[Any, ...] | None:
     module: Any = draft.module(node)
-    if type(module) is not nn.LayerNorm or len(node.args) != 1:
+    if torch_class(module) is not nn.LayerNorm or len(node.args) != 1:
         return None
     parameters = []
     for name in ("weight", "bias"):

@@ -12,6 +12,7 @@ from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.passes.draft import Draft
 from edgeq.modules.folding import Folds
 from edgeq.modules.operation import Operation
+from edgeq.modules.torch_class import torch_class
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CALLED_NORMS = (*BATCH_NORMS, nn.SyncBatchNorm)
@@ -79,5 +80,5 @@ def as_folded(layer: Layer, folds: Folds, x: Tensor) -> Tensor:
 def norm_of(draft: Draft, node: fx.Node) -> Any:
     """The batch norm that a node calls with one value, over statistics that it keeps; None for anything else."""
     module = draft.module(node)
-    calls = type(module) in CALLED_NORMS and len(node.args) == 1 and not node.kwargs
+    calls = torch_class(module) in CALLED_NORMS and len(node.args) == 1 and not node.kwargs
     return module if calls and module.running_var is not None and draft.is_quantized(node) else None

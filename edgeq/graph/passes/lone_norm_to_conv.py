@@ -9,10 +9,11 @@ from torch import fx, nn
 
 from edgeq.graph.operators import Behaviour, behaviour_of
 from edgeq.graph.passes.draft import Draft
-from edgeq.graph.passes.layers import Layer, as_folded, norm_of
+from edgeq.graph.passes.layers import norm_of
 from edgeq.graph.passes.registry import Stage, rewrite
 from edgeq.modules.folding import Folds
 from edgeq.modules.operation import Operation
+from edgeq.modules.torch_class import torch_class
 from edgeq.spec import Granularity, ScaleKind
 
 CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -33,7 +34,7 @@ def lone_norm_to_conv(draft: Draft, *, inexact: bool = False) -> None:
         norm = norm_of(draft, node)
         if norm is None or _follows_a_float_layer(draft, node) or not (inexact or _is_exact(draft, node)):
             continue
-        rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(type(norm)) or draft.ranks[node.args[0]]  # type: ignore[index]
+        rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(torch_class(norm)) or draft.ranks[node.args[0]]  # type: ignore[index]
         if rank in (2, *CONVOLUTIONS):
             _stand_behind_ones(draft, node, norm, rank)
 
@@ -55,7 +56,7 @@ def _is_exact(draft: Draft, node: fx.Node) -> bool:
 
 def _stand_behind_ones(draft: Draft, node: fx.Node, norm: Any, rank: int) -> None:
     source: Any = node.args[0]
-    x = draft.sample(4, norm.num_features, *(3,) * (rank - 2))
+    x = draft.sample(4, norm.num_features, *(1,) * (rank - 2))
     before = draft.value(node, {source: x})
     path = draft.install(f"{node.name}_conv", _ones(norm, max(rank, 3)))
     if rank == 2:
@@ -69,9 +70,9 @@ def _stand_behind_ones(draft: Draft, node: fx.Node, norm: Any, rank: int) -> Non
         for reader in readers:
             reader.replace_input_with(tail, squeezed)
     ones: Any = draft.module(conv)
-    layer = Layer(source, Operation.of_module(ones), ones.weight, None)
-    after = as_folded(layer, Folds(norm=norm), x if rank > 2 else x[..., None])
-    after = after if rank > 2 else after[..., 0]
+    folded: Any = Folds(norm=norm).fold(Operation.of_module(ones), ones.weight, None)
+    weight, bias = (parameter.reshape(-1, *x.shape[2:]) for parameter in folded)
+    after = x * weight + bias  # which is what the convolution does
     draft.record(node, "a batch norm by itself -> a depthwise convolution", before, after)
 
 

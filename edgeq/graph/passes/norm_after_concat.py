@@ -14,6 +14,7 @@ from edgeq.graph.passes.layers import BATCH_NORMS, Layer, as_folded, layer_of, n
 from edgeq.graph.passes.registry import Stage, rewrite
 from edgeq.modules.folding import Folds
 from edgeq.modules.norm_slice import NormSlice
+from edgeq.modules.torch_class import torch_class
 
 
 @rewrite("norm_after_concat", Stage.FOLD, "a batch norm over a concatenation of layers -> folded into each of them")
@@ -23,12 +24,12 @@ def norm_after_concat(draft: Draft) -> None:
     """
     for node in draft.nodes():
         norm = norm_of(draft, node)
-        cat: Any = node.args[0] if type(norm) in BATCH_NORMS else None
+        cat: Any = node.args[0] if torch_class(norm) in BATCH_NORMS else None
         if cat is None or draft.kind(cat) != "cat" or cat.target is torch.stack or draft.reader(cat) is not node:
             continue
         heads = cat.args[0] if cat.args else []
         layers = [layer_of(draft, head) for head in heads] if isinstance(heads, list | tuple) else []
-        fitting = [layer for layer in layers if layer is not None and type(norm) in layer.norms]
+        fitting = [layer for layer in layers if layer is not None and torch_class(norm) in layer.norms]
         if not fitting or len(fitting) < len(layers) or not _is_along_channels(cat, fitting):
             continue
         alone = len(set(heads)) == len(heads) and all(list(head.users) == [cat] for head in heads)

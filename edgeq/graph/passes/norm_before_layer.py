@@ -12,6 +12,7 @@ from edgeq.graph.passes.layers import Layer, as_folded, layer_of, norm_of, sampl
 from edgeq.graph.passes.registry import Stage, rewrite
 from edgeq.graph.places import PLACE
 from edgeq.modules.folding import Folds
+from edgeq.modules.torch_class import torch_class
 
 
 @rewrite("norm_before_layer", Stage.FOLD, "a batch norm directly before a layer without zero padding -> folded into it")
@@ -39,7 +40,7 @@ def norm_before_layer(draft: Draft) -> None:
 
 def _fits(draft: Draft, node: fx.Node, norm: Any, layer: Layer) -> bool:
     operation = layer.operation
-    if operation.transposed or type(norm) not in layer.norms or norm.num_features != layer.inputs:
+    if operation.transposed or torch_class(norm) not in layer.norms or norm.num_features != layer.inputs:
         return False
     if operation.function == "linear":
         return draft.ranks[node] in (None, 2)  # over rows, it is told when the layer is called
