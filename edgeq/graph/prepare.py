@@ -10,15 +10,17 @@ import torch
 from torch import fx, nn
 
 from edgeq.backends import BackendSpec
-from edgeq.errors import SpecError
+from edgeq.errors import NothingToQuantizeError, SpecError
 from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
 from edgeq.graph.fuse import Chain
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
+from edgeq.graph.parameter_arithmetic import name_computed_parameters
 from edgeq.graph.passes import Wanted, measure, rewrite_graph
 from edgeq.graph.places import node_name
 from edgeq.graph.prepared import RESERVED, PreparedModule, Quantization
+from edgeq.graph.program import Program
 from edgeq.graph.rewrite import (
     drop_unread,
     dropout_modules,
@@ -37,6 +39,7 @@ from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
 from edgeq.modules.operation import Operation
 from edgeq.modules.recurrent import QuantizedGRU, QuantizedLSTM, QuantizedRNN
 from edgeq.modules.stored import StoredWeights
+from edgeq.modules.torch_class import torch_class
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.quantizers.weight import WeightQuantizer
 from edgeq.recovery.calibration import Calibration
@@ -80,10 +83,12 @@ def prepare(
     dropouts = nn.ModuleDict(dropout_modules(graph))
     quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts)
     root.add_module(RESERVED, quantization)
+    name_computed_parameters(graph, root, quantization.layers, f"{RESERVED}.layers")
+    drop_unread(graph)
     changes, before = rewrite_graph(graph, root, qconfig, is_qat, rewrites, example_inputs)
     annotation = annotate(graph, root, qconfig)
     if not annotation.weights:
-        raise SpecError(
+        raise NothingToQuantizeError(
             f"{type(model).__name__} has no layer that can be quantized: no convolution and no linear layer that "
             "the rules of the preset leave to quantize."
         )
@@ -121,7 +126,7 @@ def shell_tree(model: nn.Module) -> nn.Module:
     made: dict[int, nn.Module] = {}
 
     def copy(module: nn.Module) -> nn.Module:
-        if isinstance(module, PreparedModule):  # quantized by itself
+        if isinstance(module, Program):  # quantized by itself
             return module
         if id(module) not in made:
             made[id(module)] = new = shell(module)
@@ -329,7 +334,7 @@ class _Builder:
         elif is_moved or isinstance(module, StoredWeights):
             return
         else:
-            layer = shell(module, STORED[type(module)])
+            layer = shell(module, STORED[torch_class(module)])
             self.root.set_submodule(str(node.target), layer)
         if isinstance(layer, StoredWeights):
             layer.start(spec, self._observer(spec))

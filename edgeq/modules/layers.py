@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edgeq.modules.computed_parameter import ComputedParameter
 from edgeq.modules.layer import QuantizedLayer
 
 
@@ -78,6 +79,13 @@ class QuantizedReference(QuantizedLayer):
         """The owner's, as it is now; None without one."""
         whole = None if self.owner.bias is None else getattr(self.owner.bias_module, self.owner.bias)
         return whole if whole is None or self.owner.bias_rows is None else whole[self.owner.bias_rows]
+
+
+    @property
+    def deployed_bias(self) -> Tensor | None:
+        """None as well for a bias that is computed: what would be added to it is forgotten at the next look."""
+        is_computed = isinstance(self.owner.bias_module, ComputedParameter)
+        return None if is_computed and self.site.norm is None else super().deployed_bias
 
 
 QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
