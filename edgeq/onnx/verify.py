@@ -30,6 +30,7 @@ from edgeq.onnx.tolerance import OTHERWISE, OUTPUT_ERROR, Tolerance, cause_of, t
 
 BATCH = 64
 HALF_EVEN_ONLY = ("QuantizeLinear", "QLinearConv", "QLinearMatMul")
+MOST_NAMED = 5  # tensors beyond their tolerance in a message
 
 
 @dataclass
@@ -61,6 +62,10 @@ class TensorParity:
         return self.local_greatest <= self.tolerance.steps and self.local_unequal <= self.tolerance.allowed(
             self.elements
         )
+
+    def __str__(self) -> str:
+        share = 100 * self.local_unequal / max(self.elements, 1)
+        return f"{self.name} ({self.operation}): {share:.4f} % by at most {self.local_greatest}"
 
 
 @dataclass
@@ -115,11 +120,11 @@ class Parity:
         ]
         first = self.first_divergence
         if first is not None:
-            share = 100 * first.local_unequal / max(first.elements, 1)
-            lines.append(
-                f"  first at {first.name} ({first.operation}): {share:.4f} % by at most {first.local_greatest}"
-            )
-            lines.append(f"  cause: {self.cause()}")
+            lines += [f"  first at {first}", f"  cause: {self.cause()}"]
+        beyond = [tensor for tensor in self.tensors if not tensor.passed]
+        lines += [f"  beyond tolerance: {tensor}" for tensor in beyond[:MOST_NAMED]]
+        if len(beyond) > MOST_NAMED:
+            lines.append(f"  and {len(beyond) - MOST_NAMED} more")
         if not self.local_error <= OUTPUT_ERROR:
             lines.append(f"  the outputs of equal integers differ by {self.local_error:.2g} of the greatest")
         lines += [f"  note: {note}" for note in self.notes]
@@ -173,7 +178,7 @@ class _Comparison:
         self.runtime = Runtime(model, fused)
         operations = network.operations
         self.checks = {
-            key: TensorParity(name, operations[key], tolerance_of(operations[key], network.qconfig))
+            key: TensorParity(name, operations[key], tolerance_of(operations[key], network.qconfig_of(key)))
             for key, name in names.items()
         }
         rounding = network.backend.rounding
