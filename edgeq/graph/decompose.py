@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from edgeq.modules.torch_class import overrides
+
 MODULES: dict[type[nn.Module], Callable[..., Any]] = {}
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 METHODS: dict[str, Callable[..., Any]] = {}
@@ -35,13 +37,13 @@ def decomposes(
 
 
 def decomposition_of(module: nn.Module) -> Callable[..., Any] | None:
-    """What stands for the forward of `module`; None where it is traced, or called, as it is. A subclass with a
-    forward of its own is its own matter.
+    """What stands for the forward of `module`; None where it is traced, or called, as it is. A subclass that computes
+    anything in a way of its own is its own matter.
     """
     for cls in type(module).__mro__:
         if cls in MODULES:
-            ours = type(module).forward is cls.forward and not (cls in REFUSALS and REFUSALS[cls](module))
-            return MODULES[cls] if ours else None
+            own = "forward" in vars(module) or overrides(type(module), cls)
+            return None if own or (cls in REFUSALS and REFUSALS[cls](module)) else MODULES[cls]
     return None
 
 

@@ -10,12 +10,14 @@ from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
 from edgeq.modules.affine import Affine
 from edgeq.modules.norm_slice import NormSlice
+from edgeq.modules.torch_class import torch_class
 
+OF_ANY_RANK = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, NormSlice)
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
-    "1d": (nn.BatchNorm1d, nn.SyncBatchNorm, NormSlice),
-    "2d": (nn.BatchNorm2d, nn.SyncBatchNorm, NormSlice),
-    "3d": (nn.BatchNorm3d, nn.SyncBatchNorm, NormSlice),
-    "linear": (nn.BatchNorm1d, nn.SyncBatchNorm, NormSlice),
+    "1d": (nn.BatchNorm1d, *OF_ANY_RANK),
+    "2d": (nn.BatchNorm2d, *OF_ANY_RANK),
+    "3d": (nn.BatchNorm3d, *OF_ANY_RANK),
+    "linear": (nn.BatchNorm1d, *OF_ANY_RANK),
 }
 FOLDS_FORWARD = "edgeq_folds_forward"  # key in a node's meta: a batch norm that the layer behind it takes in
 
@@ -96,7 +98,7 @@ def _norm_of(node: fx.Node, module: nn.Module | None, root: nn.Module, float_nod
     user = _only_user(node, float_nodes)
     norm = None if user is None else module_of(user, root)
     kind = _dimensions(node, module)
-    if norm is None or type(norm) not in NORMS[kind] or norm.running_var is None:
+    if norm is None or torch_class(norm) not in NORMS[kind] or norm.running_var is None:
         return None
     channels = getattr(module, "out_channels", getattr(module, "out_features", norm.num_features))
     return user if channels == norm.num_features else None
@@ -104,7 +106,7 @@ def _norm_of(node: fx.Node, module: nn.Module | None, root: nn.Module, float_nod
 
 def _dimensions(node: fx.Node, module: nn.Module | None) -> str:
     """The key of a layer in `NORMS`."""
-    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", "")
+    name = torch_class(module).__name__ if module is not None else getattr(node.target, "__name__", "")
     return name[-2:].lower() if name[-2:].lower() in NORMS else "linear"
 
 

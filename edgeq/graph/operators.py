@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn import functional
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from edgeq.graph.arguments import require_default
 from edgeq.graph.cells import zero_state
@@ -43,6 +42,7 @@ from edgeq.modules.affine import Affine
 from edgeq.modules.norm_slice import NormSlice
 from edgeq.modules.normalization import Normalization
 from edgeq.modules.stubs import DeQuantStub, QuantStub
+from edgeq.modules.torch_class import torch_class
 
 
 class Behaviour(Enum):
@@ -153,7 +153,7 @@ TABLE: tuple[Operator, ...] = (
     O("function", B.OWN, (), *named("exp exp2 expm1 log1p sqrt square rsqrt reciprocal erf erfc sin cos tan asin acos atan sinh cosh asinh atanh arcsin arccos arctan sinc"), inputs=(0,)),
     O("step", B.OWN, (), *named("floor ceil round trunc fix frac sign sgn nan_to_num"), inputs=(0,), note="exact for each code"),
     # ---- normalisation that is not folded into a layer
-    O("batch_norm", B.OWN, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, NormSlice), (F.batch_norm,), inputs=(0,)),
+    O("batch_norm", B.OWN, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.modules.batchnorm._BatchNorm, NormSlice), (F.batch_norm,), inputs=(0,)),
     O("layer_norm", B.OWN, (nn.LayerNorm, Normalization), (F.layer_norm,), inputs=(0,)),
     O("group_norm", B.OWN, (nn.GroupNorm,), (F.group_norm,), inputs=(0,)),
     O("rms_norm", B.OWN, (nn.RMSNorm,), (F.rms_norm, torch.rms_norm), inputs=(0,)),
@@ -254,7 +254,7 @@ _BY_METHOD = {method: row for row in TABLE for method in row.methods}
 def operator_of(node: fx.Node, module: nn.Module | None) -> Operator:
     """The row of a call; UNKNOWN for one that the table does not hold."""
     if module is not None:
-        return _BY_MODULE.get(type_before_parametrizations(module), UNKNOWN)
+        return _BY_MODULE.get(torch_class(module), UNKNOWN)
     if node.op == "call_method":
         return _BY_METHOD.get(str(node.target), UNKNOWN)
     try:

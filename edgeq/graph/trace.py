@@ -15,7 +15,9 @@ from edgeq.errors import TraceError
 from edgeq.graph import attention, cells, contractions, spellings, transformer_layers  # noqa: F401 - their decompositions
 from edgeq.graph.arguments import bound, call_arguments, require_default
 from edgeq.graph.decompose import decomposition_of, replacement_of
+from edgeq.graph.program import Program
 from edgeq.modules.stubs import DeQuantStub, QuantStub
+from edgeq.modules.torch_class import torch_class
 
 SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
 
@@ -57,7 +59,8 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._is_named(m, module_qualified_name) or isinstance(m, QuantStub | DeQuantStub):
             return True
-        return super().is_leaf_module(m, module_qualified_name)
+        is_plain = torch_class(m).__module__.startswith(("torch.nn", "torch.ao.nn")) and "forward" not in vars(m)
+        return is_plain and not isinstance(m, nn.Sequential)
 
     def _is_named(self, module: nn.Module, path: str) -> bool:
         return any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in self.leaves)
@@ -70,6 +73,8 @@ class Tracer(fx.Tracer):
             result = decomposition(m, *args, **kwargs)
         else:
             result = super().call_module(m, forward, args, kwargs)
+            if isinstance(m, Program):
+                result = _structured(result, next(reversed(m.fx_graph.nodes)).args[0])
         self.paths.pop()  # not in a finally: after an error the path tells where it was
         return result
 
@@ -96,6 +101,16 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta[SCOPE] = self.paths[-1]
         return node
+
+
+def _structured(value: Any, output: Any) -> Any:
+    """A proxy of what a network gives as the dicts, lists and tuples that its `output` has, which can be iterated."""
+    if isinstance(output, dict):
+        return {key: _structured(value[key], item) for key, item in output.items()}
+    if isinstance(output, list | tuple) and not hasattr(output, "_fields"):
+        items = [_structured(value[index], item) for index, item in enumerate(output)]
+        return items if isinstance(output, list) else tuple(items)
+    return value
 
 
 def trace(

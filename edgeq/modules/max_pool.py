@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeq.modules.torch_class import torch_class
+
 
 @dataclass
 class MaxPoolCodes:
@@ -24,10 +26,10 @@ class MaxPoolCodes:
     def of_module(cls, module: nn.Module) -> MaxPoolCodes | None:
         """The same pooling; None for a module that is no max pooling with windows, or that gives indices too."""
         kinds: dict[type[nn.Module], int] = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
-        if type(module) not in kinds or module.return_indices:
+        if torch_class(module) not in kinds or module.return_indices:
             return None
         names = ("kernel_size", "stride", "padding", "dilation")
-        sizes = {name: _each(getattr(module, name), kinds[type(module)]) for name in names}
+        sizes = {name: _each(getattr(module, name), kinds[torch_class(module)]) for name in names}
         return cls(**sizes, ceil_mode=bool(module.ceil_mode))
 
     def __call__(self, codes: Tensor) -> Tensor:

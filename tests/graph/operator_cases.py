@@ -51,6 +51,13 @@ class SelfAttention(nn.Module):
         return self.attention(h, h, h)
 
 
+class AnyNorm(nn.modules.batchnorm._BatchNorm):
+    """Of inputs with any number of dimensions."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
 class Cells(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +115,7 @@ MODULES: dict[int, list[nn.Module]] = {
         nn.Identity(), DeQuantStub(), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.FeatureAlphaDropout(),
         nn.LogSoftmax(1), nn.UpsamplingBilinear2d(scale_factor=2), nn.modules.linear.NonDynamicallyQuantizableLinear(6, 4),
         nn.Sequential(nn.Tanh(), nn.BatchNorm2d(8)), nn.Sequential(nn.Tanh(), nn.SyncBatchNorm(8)),
+        nn.Sequential(nn.Tanh(), AnyNorm(8)),
         Lookup(nn.Embedding(8, 6)), Lookup(nn.EmbeddingBag(8, 6))],
     3: [nn.Conv3d(8, 4, 3), nn.ConvTranspose3d(8, 4, 3), nn.AvgPool3d(2), nn.AdaptiveAvgPool3d(3), nn.InstanceNorm3d(8),
         nn.MaxPool3d(2), nn.AdaptiveMaxPool3d(3), nn.ZeroPad3d(1), nn.ConstantPad3d(1, 0.0), nn.ReflectionPad3d(2),

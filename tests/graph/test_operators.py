@@ -17,6 +17,7 @@ from edgeq.modules.norm_slice import NormSlice
 from edgeq.modules.normalization import Normalization
 from edgeq.modules.stored import StoredWeights
 from edgeq.modules.stubs import QuantStub
+from edgeq.modules.torch_class import torch_class
 from tests.graph.coverage_cases import ABSORBED, COMPUTED, ISLANDS, LAYERS, MOVED, STEPS, Between
 from tests.graph.operator_cases import Network, cases, shape
 from tests.graph.parity import AS_WRITTEN, assert_exact, calibrated, group_of, images, relative_error
@@ -117,7 +118,7 @@ def test_every_entry_of_the_table_is_called_by_a_case():
         graph = trace(model)
         called.update(node.target for node in graph.nodes if node.op.startswith("call"))
         functionalize(graph, model)
-        called.update(type(module_of(node, model)) for node in graph.nodes if node.op == "call_module")
+        called.update(torch_class(module_of(node, model)) for node in graph.nodes if node.op == "call_module")
         called.update(node.target for node in graph.nodes if node.op.startswith("call"))
     missing = set()
     for row in TABLE:
