@@ -14,6 +14,10 @@ class SpecError(EdgeqError, ValueError):
     """A preset, a backend or an argument that cannot be used as it stands."""
 
 
+class NothingToQuantizeError(SpecError):
+    """A network without any layer that can be quantized."""
+
+
 class TraceError(EdgeqError, RuntimeError):
     """A model whose graph could not be captured."""
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from edgeq.backends import settle
 from edgeq.errors import SpecError
+from edgeq.graph.chosen import Submodules
 from edgeq.graph.convert import convert
 from edgeq.graph.passes import Wanted
 from edgeq.graph.prepared import PreparedModule
@@ -34,10 +35,12 @@ def prepare_fx(
     untraced: Iterable[str | type[nn.Module]] = (),
     preserved_attributes: Iterable[str] = (),
     rewrites: Wanted | None = None,
+    submodules: Submodules | None = None,
+    standalone: Submodules | None = None,
 ) -> PTCFxModule:
     """A copy of `model` that observes whatever runs through it, in either mode, until `convert_fx`. Attributes of
     `model` that are named in `preserved_attributes` are there on it, and on what it is converted to, as well;
-    methods too, which then work on the quantized network.
+    methods too, which then work on the quantized network. The other arguments are those of `PTCFxModule`.
     """
     prepared = PTCFxModule(
         model,
@@ -47,6 +50,8 @@ def prepare_fx(
         bias_calibration_factor=bias_calibration_factor,
         untraced=untraced,
         rewrites=rewrites,
+        submodules=submodules,
+        standalone=standalone,
     )
     prepared.module.observe_in_any_mode()
     return _preserve(prepared, model, preserved_attributes)
@@ -60,11 +65,14 @@ def prepare_qat_fx(
     untraced: Iterable[str | type[nn.Module]] = (),
     preserved_attributes: Iterable[str] = (),
     rewrites: Wanted | None = None,
+    submodules: Submodules | None = None,
+    standalone: Submodules | None = None,
 ) -> QATFxModule:
     """The network to train; ranges and batch norms adapt until `freeze()` is called on it. `preserved_attributes`
     as in `prepare_fx`.
     """
     options: dict[str, Any] = {"untraced": untraced, "rewrites": rewrites}
+    options |= {"submodules": submodules, "standalone": standalone}
     prepared = QATFxModule(model, _preset(qconfig_mapping), backend, example_inputs, total_epochs=1, **options)
     prepared.unfreeze()
     return _preserve(prepared, model, preserved_attributes)
@@ -81,11 +89,14 @@ def convert_fx(prepared: QuantizedWrapper, qconfig_mapping: QConfigMapping | Pre
         raise SpecError(f"convert_fx takes what prepare_fx or prepare_qat_fx returned, got {type(prepared).__name__}.")
     if qconfig_mapping is None:
         converted = prepared.convert()
-    elif isinstance(prepared.module, PreparedModule):
+    elif isinstance(prepared.module, PreparedModule) and not prepared.module.standalone():
         qconfig = settle(load_preset(_preset(qconfig_mapping)), prepared.module.backend)
         converted = IntegerModule(convert(prepared.module, qconfig))
     else:
-        raise SpecError("qconfig_mapping is for a network that was prepared as a whole; this one was, part by part.")
+        raise SpecError(
+            "qconfig_mapping is for a network that is quantized as a whole; of this one, submodules are quantized by "
+            "themselves. Leave in float what is to stay so when it is prepared."
+        )
     return _preserve(converted, prepared, getattr(prepared, "preserved_attributes", ()))
 
 

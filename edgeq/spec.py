@@ -152,6 +152,13 @@ class Place:
     order: tuple[int, ...] = ()
     around: tuple[str, ...] = ()
 
+    def below(self, origin: str) -> Place:
+        """The same place with names that begin in a network of which that of this place is the submodule `origin`."""
+        if not origin:
+            return self
+        name, scope = (f"{origin}.{path}" if path else origin for path in (self.name, self.scope))
+        return dataclasses.replace(self, name=name, scope=scope)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -222,6 +229,12 @@ class Rule:
             return re.fullmatch(self.pattern, place.name) is not None
         return self.type is None or self.type == "*" or self.type in place.types or self.type in place.around
 
+    def reaches(self, path: str) -> bool:
+        """Whether the rule may be for anything in the submodule at `path`, as far as its name tells."""
+        if self.name is None or self.name == path or self.name.startswith(f"{path}."):
+            return True
+        return self.index is None and (not self.name or path.startswith(f"{self.name}."))
+
     def _distance(self, place: Place) -> int:
         types = [*place.types, *place.around]
         return max(types.index(self.type) - len(place.types) + 1, 0) if self.type in types else len(types)  # for "*"
@@ -233,7 +246,8 @@ class QConfig:
 
     `edges` is the second half of ``"A+B"``: the preset of the network's input, of its first convolution's
     weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with. `weight_only` is
-    for presets of single layers, in a mapping: see `Rule`.
+    for presets of single layers, in a mapping: see `Rule`. `origin` is the path of the network in a larger one, where
+    the names in rules begin.
     """
 
     name: str = "custom"
@@ -244,6 +258,7 @@ class QConfig:
     recovery: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     weight_only: bool = False
+    origin: str = ""
     edges: QConfig | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -254,20 +269,19 @@ class QConfig:
 
     def rule_for(self, place: Place) -> Rule | None:
         """The rule that decides about what is called at `place`, or None."""
-        matching = [rule for rule in self.rules if rule.matches(place)]
+        matching = [rule for rule in self.rules if self.matches(rule, place)]
         return max(matching, key=lambda rule: rule.level(place), default=None)  # the first among equals
 
+    def matches(self, rule: Rule, place: Place) -> bool:
+        """Whether what is called at `place` falls under one of this preset's rules."""
+        return rule.matches(place.below(self.origin))
+
     def within(self, path: str) -> QConfig:
-        """What this preset says of the submodule at `path`, as a preset of its own, in which names begin there.
-        Rules by name for what lies outside are left out; patterns are matched against names within the submodule.
+        """What this preset says of the submodule at `path`, for a network that is only that submodule. Rules by name
+        for what lies outside are left out.
         """
-        rules = []
-        for rule in sorted(self.rules, key=lambda rule: -len(rule.name or "")):  # of equal names the first wins
-            if rule.name is None or rule.name == path or not rule.name or path.startswith(f"{rule.name}."):
-                rules.append(rule if rule.name is None else dataclasses.replace(rule, name=""))
-            elif rule.name.startswith(f"{path}."):
-                rules.append(dataclasses.replace(rule, name=rule.name.removeprefix(f"{path}.")))
-        return dataclasses.replace(self, rules=tuple(rules))
+        rules = tuple(rule for rule in self.rules if rule.reaches(path))
+        return dataclasses.replace(self, rules=rules, origin=path)
 
     def without(self, paths: Collection[str]) -> QConfig:
         """This preset without the rules by name for what lies inside of the submodules at `paths`."""
@@ -275,12 +289,16 @@ class QConfig:
         rules = (rule for rule in self.rules if not (rule.name or "").startswith(inside))
         return dataclasses.replace(self, rules=tuple(rules))
 
-    def require_rules_within(self, paths: Collection[str]) -> None:
-        """Raises SpecError for a rule by name that is for none of the submodules at `paths`: it would be ignored."""
+    def require_rules_within(self, paths: Collection[str], others: Collection[str] = ()) -> None:
+        """Raises SpecError for a rule by name that reaches none of the submodules at `paths`: it would be ignored.
+        What it leaves in float may be among `others`, submodules that nothing quantizes.
+        """
         for rule in self.rules:
-            name = rule.name or ""
-            if name and not any(f"{path}.".startswith(f"{name}.") or name.startswith(f"{path}.") for path in paths):
-                raise SpecError(f"The rule for {name!r} lies in none of the parts that are quantized: {list(paths)}.")
+            is_left = not rule.quantize and rule.index is None and rule.name in others
+            if not is_left and not any(rule.reaches(path) for path in paths):
+                raise SpecError(
+                    f"The rule for {rule.subject} lies in none of the parts that are quantized: {', '.join(paths)}."
+                )
 
     def with_edges(self, edges: QConfig) -> QConfig:
         """The mixed-precision preset ``self + edges``."""

@@ -15,18 +15,12 @@ from edgeq.backends import BackendSpec, load_backend, settle
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.errors import CalibrationError, SpecError
 from edgeq.graph.arguments import as_call, tried
+from edgeq.graph.chosen import Submodules, chosen
 from edgeq.graph.convert import ConvertedModule, convert
 from edgeq.graph.explain import explain
-from edgeq.graph.parts import (
-    ConvertedParts,
-    PartedModule,
-    convert_parts,
-    explain_parts,
-    prepare_as_possible,
-    prepare_parts,
-    prepare_with_standalone,
-)
+from edgeq.graph.parts import ConvertedParts, PartedModule, convert_parts, explain_parts
 from edgeq.graph.passes import Wanted
+from edgeq.graph.prepare_parts import prepare_as_possible, prepare_parts, prepare_with_standalone
 from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.whole import as_one, inputs_of_parts
 from edgeq.presets import Preset, load_preset
@@ -39,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Submodules = Iterable[str | type[nn.Module]] | Mapping[str | type[nn.Module], Preset | None]
 Backend = str | Path | Mapping[str, Any] | BackendSpec
 
 
@@ -117,7 +110,7 @@ class ExportingModule(nn.Module):
             raise SpecError("The network is quantized as a whole: export() writes it.")
         inputs = inputs_of_parts(network, as_inputs(example_inputs, network.argument_names))
         return {
-            path: export(part, inputs[path], Path(folder) / f"{path}.onnx", **options)
+            path: export(part, as_inputs(inputs[path], part.argument_names), Path(folder) / f"{path}.onnx", **options)
             for path, part in network.parts.items()
         }
 
@@ -155,11 +148,16 @@ class QuantizedWrapper(ExportingModule):
         everywhere = spec, schedule, float(factor), example_inputs
         if submodules is not None and standalone is not None:
             raise SpecError("submodules quantizes parts only, standalone parts beside all else: give one of them.")
+
+        def settled(preset: Preset | None) -> QConfig:
+            return qconfig if preset is None else settle(load_preset(preset), spec)
+
         if submodules is not None:
-            self.module = prepare_parts(model, _presets(model, submodules, qconfig, spec), *everywhere, **options)
+            parts = chosen(model, submodules, "submodules", settled)
+            self.module = prepare_parts(model, parts, *everywhere, **options)
         elif standalone is not None:
-            presets = _presets(model, standalone, qconfig, spec)
-            self.module = prepare_with_standalone(model, qconfig, presets, *everywhere, **options)
+            parts = chosen(model, standalone, "standalone", settled)
+            self.module = prepare_with_standalone(model, qconfig, parts, *everywhere, **options)
         else:
             self.module = prepare_as_possible(model, qconfig, *everywhere, **options)
         self.training = model.training
@@ -238,22 +236,6 @@ class QuantizedWrapper(ExportingModule):
         Raises CalibrationError when there are no ranges yet.
         """
         return IntegerModule(self.integer_network())
-
-
-def _presets(model: nn.Module, wanted: Submodules, qconfig: QConfig, spec: BackendSpec) -> dict[str, QConfig]:
-    """The settled preset of each submodule that is wanted, by name or by class, by its path; `qconfig` where none is
-    given. Raises SpecError for a class that no submodule has.
-    """
-    if isinstance(wanted, str):
-        raise SpecError(f"Submodules are given as a list of names or a dict, got {wanted!r}: write [{wanted!r}].")
-    items: Mapping[Any, Any] = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted)
-    found: dict[str, QConfig] = {}
-    for key, preset in items.items():
-        paths = [key] if isinstance(key, str) else [p for p, module in model.named_modules() if isinstance(module, key)]
-        if not paths:
-            raise SpecError(f"No submodule of {type(model).__name__} is a {key.__name__}.")
-        found.update(dict.fromkeys(paths, qconfig if preset is None else settle(load_preset(preset), spec)))
-    return found
 
 
 class PTCFxModule(QuantizedWrapper):

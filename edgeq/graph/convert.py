@@ -13,7 +13,7 @@ from torch.nn import functional
 from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.conditions import argument, is_of_shape
-from edgeq.graph.inline import inlined
+from edgeq.graph.inline import Inlined, inlined
 from edgeq.graph.kinds import attribute, module_of
 from edgeq.graph.left_float import left_in_float, reads_codes
 from edgeq.graph.movers import mover
@@ -40,19 +40,23 @@ class ConvertedModule(Program):
 
     `operations` has an entry for each of its integer tensors, in the order in which they are computed: the name
     of the node of `fx_graph` that gives it, and the operation behind it as edgeq's table calls it ("quantize"
-    for an input, "moved" for codes that were only moved).
+    for an input, "moved" for codes that were only moved). `qconfigs` has the presets of those that have another
+    one than `qconfig`.
     """
 
     qconfig: QConfig
     backend: BackendSpec
     operations: dict[str, str]
+    qconfigs: dict[str, QConfig]
 
-    def __init__(
-        self, root: nn.Module, graph: fx.Graph, qconfig: QConfig, backend: BackendSpec, operations: dict[str, str]
-    ) -> None:
-        super().__init__(root, graph)
-        self.keep(qconfig=qconfig, backend=backend, operations=operations)
+    def __init__(self, root: nn.Module, inlined: Inlined, qconfig: QConfig, backend: BackendSpec) -> None:
+        super().__init__(root, inlined.graph)
+        self.keep(qconfig=qconfig, backend=backend, operations=inlined.operations, qconfigs=inlined.qconfigs)
         self.eval()
+
+    def qconfig_of(self, tensor: str) -> QConfig:
+        """The preset that an integer tensor was quantized under."""
+        return self.qconfigs.get(tensor, self.qconfig)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -78,7 +82,7 @@ def convert(network: PreparedModule, qconfig: QConfig | None = None) -> Converte
     mode, observes_always = network.training, network.observes_always
     network.require_calibration()
     network.observes_always = False
-    network.eval()
+    network.change_mode(False)
     try:
         wide = any(parameter.dtype is not torch.float32 for parameter in network.parameters())
         source = copy.deepcopy(network).float() if wide else network
@@ -109,8 +113,8 @@ class _Converter:
             self._node(node)
         self._drop_unread()
         self.graph.lint()
-        graph, operations = inlined(self.graph, self.root, self.operations)
-        return ConvertedModule(self.root, graph, self.qconfig, self.network.backend, operations)
+        whole = inlined(self.graph, self.root, self.operations)
+        return ConvertedModule(self.root, whole, self.qconfig, self.network.backend)
 
     def _drop_unread(self) -> None:
         """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""

@@ -35,8 +35,18 @@ class Faced(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.face(*args, **kwargs)
 
+    def get_submodule(self, target: str) -> Any:
+        """The user's module at a path, whatever it is called."""
+        return self.face.get_submodule(target) if target else self
+
     def __getattr__(self, name: str) -> Any:
         return attribute_of(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the face has is set there, where its forward sees it."""
+        face = self.__dict__.get("_face")
+        is_own = face is None or name in self.__dict__ or hasattr(type(self), name)
+        super().__setattr__(name, value) if is_own else setattr(face, name, value)
 
 
 def attribute_of(module: nn.Module, name: str) -> Any:

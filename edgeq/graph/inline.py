@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
 from edgeq.graph.kinds import module_of
 from edgeq.graph.program import Program
+from edgeq.spec import QConfig
 
 Node = Any  # torch.fx.Node: its arguments are typed too widely to be of use
 
 
-def inlined(graph: fx.Graph, root: nn.Module, operations: dict[str, str]) -> tuple[fx.Graph, dict[str, str]]:
-    """A copy of `graph`, which runs over `root`, with the graph of each converted network in it in the place of its
-    calls; and `operations`, a converted network's by name of node, with theirs.
+@dataclass
+class Inlined:
+    """A graph with those of other networks in it. `operations` has an entry for each tensor of integers, as a
+    converted network has, and `qconfigs` the presets of those that came from other networks.
+    """
+
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    operations: dict[str, str] = field(default_factory=dict)
+    qconfigs: dict[str, QConfig] = field(default_factory=dict)
+
+
+def inlined(graph: fx.Graph, root: nn.Module, operations: dict[str, str]) -> Inlined:
+    """A copy of `graph`, which runs over `root` and has the tensors `operations`, with the graph of each converted
+    network in the places where it is called.
     """
     return _Inliner(root, operations).run(graph)
 
@@ -22,30 +36,31 @@ def inlined(graph: fx.Graph, root: nn.Module, operations: dict[str, str]) -> tup
 class _Inliner:
     def __init__(self, root: nn.Module, operations: dict[str, str]) -> None:
         self.root, self.known = root, operations
-        self.graph = fx.Graph()
-        self.operations: dict[str, str] = {}
+        self.made = Inlined()
 
-    def run(self, outer: fx.Graph) -> tuple[fx.Graph, dict[str, str]]:
-        """The new graph and its operations, in the order of the data."""
+    def run(self, outer: fx.Graph) -> Inlined:
+        """What comes of it, in the order of the data."""
         values: dict[Node, Any] = {}
         for node in outer.nodes:
-            args, kwargs = (_mapped(item, values) for item in (node.args, node.kwargs))
+            args, kwargs = (fx.node.map_arg(item, values.__getitem__) for item in (node.args, node.kwargs))
             module = module_of(node, self.root)
             if isinstance(module, Program):
                 values[node] = self._call(str(node.target), module, args, kwargs)
             elif node.op == "output":
-                self.graph.output(args[0])
+                self.made.graph.output(args[0])
+            elif node.target is operator.getitem and not isinstance(args[0], fx.Node):
+                values[node] = args[0][args[1]]  # of what a network gives
             else:
-                values[node] = self._copied(node, args, kwargs, "", self.known)
-        self.graph.lint()
-        return self.graph, self.operations
+                copied = values[node] = self._copied(node, args, kwargs, "")
+                if node.name in self.known:
+                    self.made.operations[copied.name] = self.known[node.name]
+        self.made.graph.lint()
+        return self.made
 
-    def _copied(self, node: Node, args: Any, kwargs: Any, prefix: str, operations: dict[str, str]) -> Node:
+    def _copied(self, node: Node, args: Any, kwargs: Any, prefix: str) -> Node:
         target = f"{prefix}{node.target}" if node.op in ("call_module", "get_attr") else node.target
-        made = self.graph.create_node(node.op, target, args, kwargs, f"{prefix.replace('.', '_')}{node.name}")
+        made = self.made.graph.create_node(node.op, target, args, kwargs, f"{prefix.replace('.', '_')}{node.name}")
         made.meta = dict(node.meta)
-        if node.name in operations:
-            self.operations[made.name] = operations[node.name]
         return made
 
     def _call(self, path: str, part: Any, args: Any, kwargs: Any) -> Any:
@@ -56,22 +71,12 @@ class _Inliner:
             if node.op == "placeholder":
                 values[node] = given[node.target] if node.target in given else node.args[0]
                 continue
-            args, kwargs = (_mapped(item, values) for item in (node.args, node.kwargs))
+            args, kwargs = (fx.node.map_arg(item, values.__getitem__) for item in (node.args, node.kwargs))
             if node.op == "output":
                 result = args[0]
             else:
-                values[node] = self._copied(node, args, kwargs, f"{path}.", part.operations)
+                copied = values[node] = self._copied(node, args, kwargs, f"{path}.")
+                if node.name in part.operations:
+                    self.made.operations[copied.name] = part.operations[node.name]
+                    self.made.qconfigs[copied.name] = part.qconfig_of(node.name)
         return result
-
-
-def _mapped(value: Any, values: dict[Node, Any]) -> Any:
-    """`value` with what stands for each node in place of it, which may be a container."""
-    if isinstance(value, fx.Node):
-        return values[value]
-    if isinstance(value, dict):
-        return {key: _mapped(item, values) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_mapped(item, values) for item in (value.start, value.stop, value.step)))
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(item, values) for item in value)
-    return value

@@ -70,24 +70,26 @@ def _types(node: fx.Node, root: nn.Module) -> tuple[str, ...]:
 
 
 def check_rules(places: dict[fx.Node, Place], qconfig: QConfig) -> None:
-    """Raises SpecError for a rule with a name that is nobody's: it would be ignored."""
+    """Raises SpecError for a rule with a name that is nobody's: it would be ignored. Of a network that is a submodule
+    of another, one for all of it, and more, may be meant for others.
+    """
+    called = {node: place for node, place in places.items() if node.op != "output"}
     for rule in qconfig.rules:
-        fitting = [place for node, place in places.items() if node.op != "output" and rule.matches(place)]
-        if rule.name is None or fitting:
+        is_wider = qconfig.origin.startswith(f"{rule.name}.") or (qconfig.origin and not rule.name)
+        if rule.name is None or is_wider or any(qconfig.matches(rule, place) for place in called.values()):
             continue
-        paths = [place.name.split(".") for node, place in places.items() if node.op != "output"]
+        paths = [place.below(qconfig.origin).name.split(".") for place in called.values()]
         known = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
         if rule.type is None or rule.name not in {*known, ""}:
             raise SpecError(f"The rule for {rule.subject} fits no layer of the model. {suggestion(rule.name, known)}")
-        raise SpecError(f"The rule for {rule.subject} fits nothing that is called there. {_calls(places, rule)}")
+        raise SpecError(
+            f"The rule for {rule.subject} fits nothing that is called there. {_calls(places, qconfig, rule)}"
+        )
 
 
-def _calls(places: dict[fx.Node, Place], rule: Rule) -> str:
+def _calls(places: dict[fx.Node, Place], qconfig: QConfig, rule: Rule) -> str:
     """What is called in the module that a rule names, for messages."""
-    calls = [
-        place
-        for node, place in places.items()
-        if node.op.startswith("call") and rule.name in (place.scope, place.name, "")
-    ]
+    called = [place.below(qconfig.origin) for node, place in places.items() if node.op.startswith("call")]
+    calls = [place for place in called if rule.name in (place.scope, place.name, "")]
     counts = Counter(place.types[-1] for place in calls)
     return "It calls " + (", ".join(f"{kind} ({count})" for kind, count in counts.items()) or "nothing") + "."

@@ -99,6 +99,11 @@ class PreparedModule(Program):
         """Counts the epochs."""
         return self.quantization.schedule
 
+    @property
+    def _title(self) -> str:
+        """What messages call this network."""
+        return f"the part {self.qconfig.origin!r}" if self.qconfig.origin else "the network"
+
     def quantized_layers(self) -> list[QuantizedLayer]:
         """The layers with quantized weights, each call of a shared one by itself."""
         return [module for module in self.own_modules() if isinstance(module, QuantizedLayer)]
@@ -135,11 +140,12 @@ class PreparedModule(Program):
         """Changes the mode. A change to training may begin an epoch, one away from it finishes the ranges. A module
         that is quantized by itself inside of another network follows that one.
         """
-        return self if self.follows else self._change_mode(mode)
+        return self if self.follows else self.change_mode(mode)
 
-    def _change_mode(self, mode: bool) -> PreparedModule:
+    def change_mode(self, mode: bool) -> PreparedModule:
+        """Changes the mode, also of a module that follows another."""
         for module in self.standalone():
-            module._change_mode(mode)
+            module.change_mode(mode)
         over = mode and self.schedule.epoch_is_over()
         if (over or not mode) and not self.observes_always:
             self.finish()
@@ -148,7 +154,7 @@ class PreparedModule(Program):
         self.training = mode
         self.apply_mode()
         if not (mode or self.observes_always or self.is_calibrated):
-            logger.warning("eval() before any calibration or training step: the network runs in float.")
+            logger.warning("eval() before any calibration or training step: %s runs in float.", self._title)
         return self
 
     def apply_mode(self) -> None:
@@ -161,9 +167,12 @@ class PreparedModule(Program):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = norms_live
         set_phase(self, self._phase(observing))
-        for standalone in self.standalone():
+        self._inner = self.standalone()
+        for standalone in self._inner:
             standalone.training = self.training
             standalone.apply_mode()
+        if self.face is not None:
+            self.face.training = self.training and self.is_qat
         if not self.training:
             for tensor in self.quantizers():
                 tensor.read_bounds()
@@ -210,9 +219,10 @@ class PreparedModule(Program):
     # ---- the forward pass
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training or self.observes_always):
+        if not self.is_counting:
             return self.run_in_user_layout(*args, **kwargs)
-        self._count()
+        if not self.follows:
+            self.count()
         result = self._run_in_training(*args, **kwargs)
         if self.bank is not None:
             self.bank.add(args, kwargs, result)
@@ -240,7 +250,15 @@ class PreparedModule(Program):
                 module.training = mode
             self.apply_mode()
 
-    def _count(self) -> None:
+    @property
+    def is_counting(self) -> bool:
+        """Whether a forward now is one of training or calibration."""
+        return self.training or self.observes_always
+
+    def count(self) -> None:
+        """Counts a training forward, which may begin an epoch; here and in the submodules that follow this one."""
+        for standalone in self._inner:
+            standalone.count()
         self._unmerged = True
         if self.schedule.steps_per_epoch is None:
             self.schedule.count()
@@ -292,10 +310,12 @@ class PreparedModule(Program):
     def require_calibration(self) -> None:
         """Raises CalibrationError unless there are ranges to convert with."""
         self.finish()
+        title = self._title
         if not self.is_calibrated:
             raise CalibrationError(
-                "The network has no ranges yet: run at least one batch in train() mode (for calibration without "
-                "loss and optimizer), or load a checkpoint that has them, before you convert or export."
+                f"{title[0].upper()}{title[1:]} has no ranges yet: run at least one batch in train() mode "
+                "(for calibration without loss and optimizer), or load a checkpoint that has them, before you convert "
+                f"or export.{' A part that nothing calls is not to be quantized.' if self.qconfig.origin else ''}"
             )
 
 

@@ -153,11 +153,11 @@ def as_inputs(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
     """The arguments of a model's forward, which are called `names`: a dict may hold them by name, and a tensor, or
     anything else that is not a tuple, is its only one.
     """
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
+        raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
     inputs, by_name = as_call(inputs, names)
     last = max((names.index(name) for name in by_name), default=-1)
     inputs = (*inputs, *(by_name.get(name) for name in names[: last + 1]))
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
-        raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs are empty ({describe(inputs)}): there is nothing to compare the file on.")
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
