@@ -1,6 +1,5 @@
 """Every entry of the table of operators: what it means for quantization is what is done, in integers too."""
 
-
 import pytest
 from torch.nn import functional
 
