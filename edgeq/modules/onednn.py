@@ -100,9 +100,15 @@ def signed(codes: Tensor) -> Tensor:
     return (codes ^ SIGN_BIT).view(torch.int8)
 
 
-def supports(operation: Operation, weight: Tensor) -> bool:
-    """Whether the kernels can do an operation at all, and exactly on this host."""
+def supports(operation: Operation, weight: Tensor, zero_point: Tensor) -> bool:
+    """Whether the kernels can do an operation at all, on codes with `zero_point`, and exactly on this host.
+
+    Of groups with more than one input channel some shapes (24 inputs and 48 outputs each, with AMX) get a wrong
+    correction for the zero point; without a zero point they are right.
+    """
     if operation.function not in ("conv2d", "linear") or operation.padding_mode != "zeros":
+        return False
+    if operation.groups > 1 and weight.shape[1] > 1 and unsigned_zero(zero_point) != 0:
         return False
     padding = dict(operation.options).get("padding", 0)
     return weight.device.type == "cpu" and not isinstance(padding, str) and is_exact()

@@ -15,6 +15,8 @@ from tests.networks import batches, network
 
 with_exact_kernels = pytest.mark.skipif(not is_exact(), reason="this CPU has no exact integer kernels (VNNI)")
 
+ZERO = torch.tensor(0, dtype=torch.uint8)
+
 
 def case(seed, dtype, linear, groups):
     generator = torch.Generator().manual_seed(seed)
@@ -83,10 +85,10 @@ def test_slices_cover_a_batch_once():
 def test_what_the_kernels_cannot_do_is_not_given_to_them():
     weight = torch.zeros(2, 2, 3, 3)
     options = (("dilation", 1), ("groups", 1), ("padding", "same"), ("stride", 1))
-    assert not supports(Operation("conv2d", options), weight)
-    assert not supports(Operation("conv2d", (), "reflect", (1, 1, 1, 1)), weight)
-    assert not supports(Operation("conv_transpose2d"), weight)
-    assert not supports(Operation("conv3d"), weight)
+    assert not supports(Operation("conv2d", options), weight, ZERO)
+    assert not supports(Operation("conv2d", (), "reflect", (1, 1, 1, 1)), weight, ZERO)
+    assert not supports(Operation("conv_transpose2d"), weight, ZERO)
+    assert not supports(Operation("conv3d"), weight, ZERO)
 
 
 @with_exact_kernels
@@ -126,3 +128,29 @@ def test_sums_beyond_float32_are_used_only_where_they_saturate_anyway():
     assert not isinstance(made.exact_parameters(), IntegerParameters)
     image = torch.rand(2, 600, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(converted(image), wrapped(image))
+
+
+def test_grouped_convolutions_with_a_zero_point_are_left_to_the_exact_path():
+    weight, options = (
+        torch.ones(96, 24, 3, 3, dtype=torch.int8),
+        (("dilation", 1), ("groups", 2), ("padding", 1), ("stride", 1)),
+    )
+    grouped, depthwise = Operation("conv2d", options), Operation("conv2d", (*options[:1], ("groups", 96), *options[2:]))
+    assert not supports(grouped, weight, torch.tensor(117, dtype=torch.uint8))
+    assert not supports(grouped, weight, torch.tensor(0, dtype=torch.int8))  # an unsigned code of 128
+    assert supports(grouped, weight, ZERO) == is_exact()
+    assert supports(depthwise, weight[:, :1], torch.tensor(117, dtype=torch.uint8)) == is_exact()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "kernel"), [(24, 48, 2, 3), (24, 96, 2, 3), (20, 40, 4, 5), (16, 64, 4, 5)]
+)
+def test_a_grouped_layer_converts_exactly_whatever_its_zero_point(inputs, outputs, groups, kernel):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs * groups, outputs * groups, kernel, padding=kernel // 2, groups=groups)
+    model, x = edgeq.PTCFxModule(nn.Sequential(conv).eval()), torch.randn(2, inputs * groups, 10, 10)
+    model.train()
+    model(x)
+    model.eval()
+    assert torch.equal(model.convert()(x), model(x))
+    assert (model(x) - conv(x)).abs().max() < 0.05 * conv(x).abs().max()
