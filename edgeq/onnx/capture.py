@@ -79,7 +79,7 @@ def capture(
         warnings.simplefilter("ignore")
         try:
             model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
-        except torch.onnx.errors.OnnxExporterError as error:
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:  # the network itself has just run
             cause: BaseException = error
             while cause.__cause__ is not None and not isinstance(cause, ExportError):
                 cause = cause.__cause__  # the outer ones only say in which step it was

@@ -34,12 +34,12 @@ OPSET_18 = (  # what PyTorch's exporter for opset 17 cannot write
     *("fix", "sgn", "frac", "hreshold", "nansum", "old(", "esponse", "nan_to_num", "logcumsumexp", "dist(", "inner("),
 )
 OPSET_17 = (  # what the one for opset 18 cannot, or merges because it is there twice
-    *("squeeze(0)", "squeeze_(0)", "masked_select", "rrelu", "RReLU", "cdist", "CrossMapLRN2d", "mse_loss"),
+    *("squeeze(0)", "squeeze_(0)", "masked_select", "rrelu", "RReLU", "cdist", "mse_loss"),
     *("bmm(h[0]", 'bchw,bchw->b"', "h.exp()/h.exp()"),
 )
-NO_FILE = (  # what neither can
+NO_FILE = (  # what neither can, or what is drawn anew at each call
     *("hstack", "vstack", "dstack", "column_stack", "row_stack", "hypot", "median", "cummax", "cumprod", "fft"),
-    *("diagonal_scatter", "linalg.inv", "bessel", "affine_grid"),
+    *("diagonal_scatter", "linalg.inv", "bessel", "affine_grid", "CrossMapLRN2d", "rand_like"),
 )
 
 

@@ -24,7 +24,11 @@ def image():
 
 @pytest.mark.parametrize(
     ("opset", "function", "named"),
-    [(17, torch.frac, "aten::frac"), (18, lambda x: x.masked_select(x > 0), "aten.masked_select")],
+    [
+        (17, torch.frac, "aten::frac"),
+        (17, nn.CrossMapLRN2d(3), "aten::pow"),
+        (18, lambda x: x.masked_select(x > 0), "aten.masked_select"),
+    ],
 )
 def test_the_error_names_the_operation_and_the_other_exporter(opset, function, named, capsys, tmp_path):
     module = calibrated_on(Behind(function), image()).convert()
