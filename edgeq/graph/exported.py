@@ -29,6 +29,7 @@ from edgeq.graph.trace import SCOPE, Tracer
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 TOLERANCE = 1e-4  # of the greatest output: what another order of float operations comes to, and no more
+ALL_DIMENSIONS = 100
 CALL_NUMBER = re.compile(r"@\d+$")  # which torch.export appends to the path of a module that is called again
 
 
@@ -52,19 +53,31 @@ def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], ex
 
 
 def _export(model: nn.Module, example_inputs: Any) -> Any:
+    """The recording of torch.export with all sizes open, or the batch's only where it finds no rule for the others,
+    or none.
+    """
     if any(isinstance(module, QuantStub | DeQuantStub) for module in model.modules()):
         raise TraceError("torch.export does not see the stubs that mark a region.")
     args, kwargs = as_call(example_inputs, inspect.signature(model.forward).parameters)
+    given = bound(model, example_inputs)
+    reason: Exception | None = None
+    for most in (ALL_DIMENSIONS, 1, 0):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                shapes = _open_sizes(given, most)
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # of many kinds, torch's and the model's own
+            reason = reason or error
+    raise TraceError(f"torch.export: {str(reason).strip().splitlines()[0]}") from reason
+
+
+def _open_sizes(given: dict[str, Any], most: int) -> Any:
+    """Which sizes of the inputs are not fixed: those of each tensor's first dimensions, `most` at most."""
     auto = torch.export.Dim.AUTO
-    shapes = pytree.tree_map(
-        lambda x: dict.fromkeys(range(x.dim()), auto) if isinstance(x, Tensor) else None, bound(model, example_inputs)
+    return pytree.tree_map(
+        lambda x: dict.fromkeys(range(min(x.dim(), most)), auto) if isinstance(x, Tensor) else None, given
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # of many kinds, torch's and the model's own
-        raise TraceError(f"torch.export: {str(error).strip().splitlines()[0]}") from error
 
 
 class _Raised:

@@ -7,6 +7,8 @@ import torch
 from onnx import numpy_helper
 
 from edgeq.errors import ExportError
+from edgeq.onnx.tolerance import Tolerance
+from edgeq.onnx.verify import TensorParity
 from tests.onnx.ort import calibrated_on, changed, converted, exported, image, numbers, producers, readers
 
 PRESETS = ("DEFAULT", "WT8SYMP2_AT8SYMP2")
@@ -154,3 +156,25 @@ def test_the_network_is_left_as_it_was(tmp_path):
     verdicts(exported("residual"), tmp_path)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert module.module.conv1.readers == converted("residual").module.conv1.readers
+
+
+def test_a_row_that_is_computed_twice_counts_once():
+    tensor = TensorParity("x", "linear", Tolerance(1, 0.0001))
+    ours = np.arange(40, dtype=np.uint8).reshape(10, 4)
+    ours[1:] = ours[0]  # ten tokens alike
+    theirs = ours.copy()
+    theirs[:, 2] += 1
+    tensor.add(ours, theirs, ours)
+    assert (tensor.local_unequal, tensor.repeated) == (10, 9)
+    assert tensor.passed
+    theirs[:, 2] += 1
+    tensor.add(ours, theirs, ours)
+    assert not tensor.passed  # by two steps
+
+
+def test_rows_that_are_not_alike_count_each():
+    tensor = TensorParity("x", "linear", Tolerance(1, 0.0001))
+    ours = np.arange(40, dtype=np.uint8).reshape(10, 4)
+    tensor.add(ours, ours + (np.arange(4) == 2), ours)
+    assert (tensor.local_unequal, tensor.repeated) == (10, 0)
+    assert not tensor.passed
