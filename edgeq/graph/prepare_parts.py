@@ -18,7 +18,7 @@ from edgeq.errors import NothingToQuantizeError, SpecError, TraceError
 from edgeq.graph.arguments import as_call, bound, tried
 from edgeq.graph.chosen import Choice
 from edgeq.graph.parts import PartedModule
-from edgeq.graph.prepare import prepare, shell_tree
+from edgeq.graph.prepare import STORED, prepare, shell_tree
 from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.trace import trace
 from edgeq.modules.layers import QUANTIZED
@@ -123,7 +123,7 @@ def _with_parts(
         try:
             part = prepare_whole(module, *settings, inputs.get(choice.path), untraced=leaves, **options)
         except (SpecError, TraceError) as error:
-            if choice.is_optional and isinstance(error, NothingToQuantizeError):
+            if choice.is_optional and (isinstance(error, NothingToQuantizeError) or not _has_layers(module)):
                 continue
             raise type(error)(f"In the part {choice.path!r}: {error}") from error
         part.show_face_of(module)
@@ -135,6 +135,10 @@ def _with_parts(
         nothing = ", ".join(choice.path for choice in choices)
         raise NothingToQuantizeError(f"There is no layer that can be quantized in any of these parts: {nothing}.")
     return face, paths
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(isinstance(layer, tuple(QUANTIZED) + tuple(STORED)) for layer in module.modules())
 
 
 def _untraced_within(path: str, untraced: Untraced) -> tuple[str | type[nn.Module], ...]:
@@ -187,7 +191,7 @@ def parts_of(model: nn.Module, untraced: Untraced, example_inputs: Any) -> list[
 
     def visit(path: str, module: nn.Module) -> None:
         is_left = any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in leaves)
-        if is_left or not any(isinstance(layer, tuple(QUANTIZED)) for layer in module.modules()):
+        if is_left or not _has_layers(module):
             return
         try:
             if inputs is not None and path not in inputs:
