@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from edgeq.errors import TraceError
@@ -26,6 +27,7 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
         graph = trace(model, leaves, example_inputs)
         if not isinstance(model, fx.GraphModule):
             drop_constant_dropouts(graph, lambda: trace(model, leaves, example_inputs, training=True))
+            _tell_of_training_only(model, graph, leaves, example_inputs)
         return graph
     except TraceError as error:
         if example_inputs is None:
@@ -39,3 +41,32 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
         raise TraceError(f"{reason}\n{error}") from error
     logger.info("%s is captured as example_inputs run through it. %s", type(model).__name__, reason)
     return graph
+
+
+def _tell_of_training_only(
+    model: nn.Module, graph: fx.Graph, leaves: tuple[str | type[nn.Module], ...], example_inputs: Any
+) -> None:
+    """Warns of submodules with parameters that the forward calls in training alone, such as auxiliary classifiers:
+    the graph is that of evaluation.
+    """
+    parts = {path for path, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None}
+    left = parts - _reached(graph)
+    if not left:
+        return
+    try:
+        with torch.random.fork_rng(devices=()):
+            found = sorted(left & _reached(trace(model, leaves, example_inputs, training=True)))
+    except TraceError:
+        return
+    if found:
+        logger.warning(
+            "%s runs %s in training only. Its graph is that of evaluation, in which they have no part and are not "
+            "trained. To keep them, quantize the rest by itself: submodules=[name, ...].",
+            *(type(model).__name__, ", ".join(found)),
+        )
+
+
+def _reached(graph: fx.Graph) -> set[str]:
+    """The paths of the modules that a graph calls, or whose attributes it reads."""
+    calls = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return calls | {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
