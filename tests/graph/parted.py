@@ -63,7 +63,7 @@ class Plain(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entry, self.norm, self.drop = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5)
+        self.entry, self.norm, self.drop = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Dropout(0.5)
         self.backbone, self.head = Backbone(), Head()
         self.threshold = -1e9
 
