@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from edgeq.graph.conditions import argument
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
 
+FLOATING = "edgeq_floating"  # key in a node's meta: whether it is a floating tensor, where the capture knows
 CREATORS = ("creator", "new", "random")
 LOOK_UPS = ("embedding", "embedding_bag")
 
@@ -61,6 +62,8 @@ def _picks(node: fx.Node) -> bool:
 
 
 def _is_floating(node: fx.Node, root: nn.Module, floating: set[fx.Node]) -> bool:
+    if FLOATING in node.meta:
+        return bool(node.meta[FLOATING])
     if node.op == "placeholder":
         default = node.args[0] if node.args else None
         return (default is None or isinstance(default, Tensor)) and not _is_looked_up(node, root)
