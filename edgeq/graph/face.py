@@ -58,3 +58,11 @@ def attribute_of(module: nn.Module, name: str) -> Any:
         if face is None or name.startswith("__"):
             raise
         return getattr(face, name)
+
+
+def own_names(module: nn.Module) -> set[str]:
+    """What `module` has that not every module has: attributes, children, parameters, buffers and methods."""
+    found = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    for cls in type(module).__mro__[: type(module).__mro__.index(nn.Module)]:
+        found.update(vars(cls))
+    return found - {*dir(nn.Module), *vars(nn.Module())}

@@ -17,6 +17,7 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import NothingToQuantizeError, SpecError, TraceError
 from edgeq.graph.arguments import as_call, bound, tried
 from edgeq.graph.chosen import Choice
+from edgeq.graph.face import own_names
 from edgeq.graph.parts import PartedModule
 from edgeq.graph.prepare import STORED, prepare, shell_tree
 from edgeq.graph.prepared import PreparedModule
@@ -127,6 +128,12 @@ def _with_parts(
                 continue
             raise type(error)(f"In the part {choice.path!r}: {error}") from error
         part.show_face_of(module)
+        hidden = sorted(own_names(module) & {*dir(type(part)), *vars(part)})
+        if hidden:
+            names = ", ".join(hidden)
+            logger.warning(
+                "Code around the part %r finds edgeq's own attributes by these names: %s.", choice.path, names
+            )
         places = [choice.path, *(path for path in is_at[module] if path != choice.path)]
         for path in places:
             face.set_submodule(path, part)
