@@ -1,19 +1,21 @@
-"""Which arguments of a model's forward are inputs of its graph, and which keep their defaults."""
+"""Which arguments of a model's forward are inputs of its graph, and which stay as they were when it was captured."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import SpecError, TraceError
 
 EMPTY = inspect.Parameter.empty
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def as_call(example_inputs: Any, names: Iterable[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -40,80 +42,132 @@ def tried(example_inputs: Any) -> Iterator[None]:
         raise SpecError(f"The model does not run on example_inputs, {describe(example_inputs)}: {error}") from error
 
 
-def bound(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Example inputs by the names of the arguments that they are for.
+def bound(model: nn.Module, example_inputs: Any) -> inspect.BoundArguments:
+    """Example inputs as the arguments that they are for.
 
     Raises SpecError for inputs that the forward does not take.
     """
     signature = inspect.signature(model.forward)
-    args, kwargs = as_call(example_inputs, signature.parameters)
+    args, kwargs = as_call(example_inputs, _names(signature, example_inputs))
     try:
-        return dict(signature.bind(*args, **kwargs).arguments)
+        return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise SpecError(f"{type(model).__name__}.forward{signature} does not take example_inputs: {error}.") from error
 
 
-def call_arguments(
-    model: nn.Module, given: dict[str, Any] | None, placeholder: Callable[[str, tuple[Any, ...]], Any]
-) -> tuple[list[Any], dict[str, Any], list[tuple[Any, str, Any]]]:
-    """What to trace the forward of `model` with: positional and keyword arguments, and the inputs, each with its
-    name and default, that are not in use.
-
-    An argument is an input if it is in `given`, the example inputs by name. Without example inputs (None)
-    those without a default are, and those whose default is a tensor or a float. What else has a default (None, a
-    switch, a count) mostly decides what is computed, and keeps it.
+def _names(signature: inspect.Signature, example_inputs: Any) -> set[str]:
+    """The names by which a dict may hold arguments; any others as well where the forward takes them and the dict has
+    all that it needs.
     """
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    unused: list[tuple[Any, str, Any]] = []
+    parameters = signature.parameters.values()
+    names = {parameter.name for parameter in parameters if parameter.kind not in VARIADIC}
+    needed = {parameter.name for parameter in parameters if parameter.name in names and parameter.default is EMPTY}
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    has_needed = isinstance(example_inputs, dict) and needed <= set(example_inputs)
+    return names.union(example_inputs) if takes_any and has_needed else names
+
+
+Item = tuple[str, Any, Any]  # a name for messages, the proxy, and the value that it has in the example
+
+
+@dataclass
+class Arguments:
+    """What a forward is called with to capture it: inputs of the graph, which `placeholder` makes of a name and a
+    default, in the places of what the example inputs hold. Items that `is_fixed` is true for stay as they are.
+
+    `leaves` are the items of the example inputs in the order in which torch.export takes them, `fixed` those that
+    stay as they are, and the arguments that keep their defaults.
+    """
+
+    placeholder: Callable[[str, tuple[Any, ...]], Any]
+    is_fixed: Callable[[Any], bool]
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    leaves: list[Item] = field(default_factory=list)
+    fixed: list[Item] = field(default_factory=list)
+    _has_default: bool = False
+
+    def input(self, name: str, default: Any = EMPTY) -> Any:
+        """A new input of the graph. Once one has a default all that follow need one too; a tensor cannot be one."""
+        if default is EMPTY and not self._has_default:
+            return self.placeholder(name, ())
+        self._has_default = True
+        return self.placeholder(name, (None if default is EMPTY or isinstance(default, Tensor) else default,))
+
+    def given(self, name: str, example: Any, proxy: Any) -> Any:
+        """The example with what is picked from its proxy in the place of each item."""
+
+        def item(path: tuple[Any, ...], leaf: Any) -> Any:
+            found = name + pytree.keystr(path), _picked(proxy, example, path), leaf
+            self.leaves.append(found)
+            if not self.is_fixed(leaf):
+                return found[1]
+            self.fixed.append(found)
+            return leaf
+
+        return pytree.tree_map_with_path(item, example)
+
+    def kept(self, name: str, default: Any, proxy: Any) -> Any:
+        """The default of an argument that is not in use."""
+        self.fixed.append((name, proxy, None if isinstance(default, Tensor) else default))
+        return default
+
+
+def call_arguments(
+    model: nn.Module,
+    given: inspect.BoundArguments | None,
+    placeholder: Callable[[str, tuple[Any, ...]], Any],
+    is_fixed: Callable[[Any], bool],
+) -> Arguments:
+    """What to capture the forward of `model` with. Every argument is an input of the graph; in use are those that are
+    `given`. Without example inputs (None) those without a default are, and those whose default is a float: what else
+    has a default (None, a switch, a count) mostly decides what is computed, and keeps it.
+    """
+    found = Arguments(placeholder, is_fixed)
+    values = {} if given is None else given.arguments
     parameters = inspect.signature(model.forward).parameters
-    first = next(iter(parameters), "")
-    only_defaults = all(parameter.default is not EMPTY for parameter in parameters.values())
+    needed = [name for name, parameter in parameters.items() if parameter.default is EMPTY] or list(parameters)[:1]
     for name, parameter in parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            continue
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             if given is None:
                 raise TraceError(
                     f"{type(model).__name__}.forward takes *{name}: give example_inputs, which say how many there are."
                 )
-            args += [placeholder(f"{name}_{number}", ()) for number in range(len(given.get(name, ())))]
-            continue
-        default = parameter.default
-        value = placeholder(name, () if default is EMPTY else (default,))
-        wanted = (
-            name in given
-            if given is not None
-            else isinstance(default, Tensor | float) or (only_defaults and name == first)
-        )
-        if default is not EMPTY and not wanted:
-            unused.append((value, name, default))
-            value = default
-        if given is not None and name in given:
-            value = _unpacked(given[name], value)
-        if parameter.kind in POSITIONAL:
-            args.append(value)
+            names = [f"{name}_{number}" for number in range(len(values.get(name, ())))]
+            found.args += [
+                found.given(each, example, found.input(each))
+                for each, example in zip(names, values.get(name, ()), strict=True)
+            ]
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            for key, example in values.get(name, {}).items():
+                found.kwargs[key] = found.given(key, example, found.input(key))
         else:
-            kwargs[name] = value
-    return args, kwargs, unused
+            value = found.input(name, parameter.default)
+            if name in values:
+                value = found.given(name, values[name], value)
+            elif given is not None or not (name in needed or isinstance(parameter.default, float)):
+                value = found.kept(name, parameter.default, value)
+            if parameter.kind in POSITIONAL:
+                found.args.append(value)
+            else:
+                found.kwargs[name] = value
+    return found
 
 
-def _unpacked(example: Any, proxy: Any) -> Any:
-    """A proxy of a dict, list or tuple as one of proxies, so that the forward can iterate over it."""
-    if isinstance(example, dict):
-        return type(example)((key, _unpacked(item, proxy[key])) for key, item in example.items())
-    if type(example) in (list, tuple):
-        return type(example)(_unpacked(item, proxy[index]) for index, item in enumerate(example))
+def _picked(proxy: Any, example: Any, path: tuple[Any, ...]) -> Any:
+    """What lies at a path of the example, picked from its proxy."""
+    for part in path:
+        fields = getattr(example, "_fields", None)  # of a named tuple, whose items can be picked as those of any other
+        if fields is not None and hasattr(part, "name"):
+            part = pytree.SequenceKey(fields.index(part.name))
+        if hasattr(part, "name"):
+            proxy, example = getattr(proxy, part.name), getattr(example, part.name)
+        else:
+            key = part.key if hasattr(part, "key") else part.idx
+            proxy, example = proxy[key], example[key]
     return proxy
 
 
-def require_default(value: Any, name: str, default: Any) -> None:
-    """Raises TraceError when an argument that kept its default while the model was traced gets another value."""
-    if value is not default and not (isinstance(value, bool | int | float | str) and value == default):
-        raise TraceError(
-            f"The argument {name!r} kept its default, {default!r}, when the model was traced, and cannot be another "
-            f"now, {type(value).__name__}. Give example_inputs that have it, as a tuple or as a dict by name."
-        )
-
-
-fx.node.has_side_effect(require_default)
+def decides(value: Any) -> bool:
+    """Whether a value can do nothing in a forward but decide what is computed."""
+    return value is None or isinstance(value, bool | str)

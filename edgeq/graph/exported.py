@@ -13,7 +13,6 @@ import inspect
 import itertools
 import operator
 import re
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,14 +21,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeq.errors import TraceError
-from edgeq.graph.arguments import as_call, bound, require_default
+from edgeq.graph.arguments import bound, call_arguments
 from edgeq.graph.aten import raised
+from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import decomposition_of
+from edgeq.graph.recording import record
+from edgeq.graph.sizes import check_sizes
 from edgeq.graph.trace import SCOPE, Tracer
-from edgeq.modules.stubs import DeQuantStub, QuantStub
 
 TOLERANCE = 1e-4  # of the greatest output: what another order of float operations comes to, and no more
-ALL_DIMENSIONS = 100
 CALL_NUMBER = re.compile(r"@\d+$")  # which torch.export appends to the path of a module that is called again
 
 
@@ -40,58 +40,34 @@ def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], ex
 
     Raises TraceError when torch.export cannot follow either, or when its graph computes something else.
     """
+    given = bound(model, example_inputs)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        exported = _export(model, example_inputs)
-        graph = _Raised(model, exported, leaves, bound(model, example_inputs)).graph
-        _compare(model, graph, example_inputs)
+        graph = _Raised(model, record(model, given), leaves, given).graph
+        _compare(model, graph, given)
         return graph
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
-def _export(model: nn.Module, example_inputs: Any) -> Any:
-    """The recording of torch.export with all sizes open, or the batch's only where it finds no rule for the others,
-    or none.
-    """
-    if any(isinstance(module, QuantStub | DeQuantStub) for module in model.modules()):
-        raise TraceError("torch.export does not see the stubs that mark a region.")
-    args, kwargs = as_call(example_inputs, inspect.signature(model.forward).parameters)
-    given = bound(model, example_inputs)
-    reason: Exception | None = None
-    for most in (ALL_DIMENSIONS, 1, 0):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                shapes = _open_sizes(given, most)
-                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # of many kinds, torch's and the model's own
-            reason = reason or error
-    raise TraceError(f"torch.export: {str(reason).strip().splitlines()[0]}") from reason
-
-
-def _open_sizes(given: dict[str, Any], most: int) -> Any:
-    """Which sizes of the inputs are not fixed: those of each tensor's first dimensions, `most` at most."""
-    auto = torch.export.Dim.AUTO
-    return pytree.tree_map(
-        lambda x: dict.fromkeys(range(min(x.dim(), most)), auto) if isinstance(x, Tensor) else None, given
-    )
-
-
 class _Raised:
     """The recording of torch.export as `graph`, over the modules of `model`."""
 
     def __init__(
-        self, model: nn.Module, exported: Any, leaves: Iterable[str | type[nn.Module]], given: dict[str, Any]
+        self,
+        model: nn.Module,
+        exported: Any,
+        leaves: Iterable[str | type[nn.Module]],
+        given: inspect.BoundArguments,
     ) -> None:
-        self.model, self.exported, self.given = model, exported, given
+        self.model, self.exported = model, exported
         self.graph = fx.Graph()
         self.tracer = Tracer(leaves)
         self.appending = fx.proxy.GraphAppendingTracer(self.graph)
         self.values: dict[fx.Node, Any] = {}
-        self._inputs()
+        self._inputs(given)
         nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
         for key, members in itertools.groupby(nodes, self._call_of):
             group = list(members)
@@ -102,29 +78,34 @@ class _Raised:
 
     # ---- inputs and outputs
 
-    def _inputs(self) -> None:
-        """Placeholders for the arguments of the forward; parameters, buffers and constants as attributes."""
-        leaves: list[Any] = []
-        for name, parameter in inspect.signature(self.model.forward).parameters.items():
-            if parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
-                continue
-            default = () if parameter.default is inspect.Parameter.empty else (parameter.default,)
-            proxy = self._proxy(self.graph.create_node("placeholder", name, default, {}))
-            if name in self.given:
-                leaves += _leaves(self.given[name], proxy)
-            else:
-                require = self.graph.call_function(require_default, (proxy.node, name, *default))
-                require.meta[SCOPE] = ""
+    def _inputs(self, given: inspect.BoundArguments) -> None:
+        """Placeholders for the arguments of the forward, and checks of what is fixed about them; parameters, buffers
+        and constants as attributes.
+        """
+
+        def placeholder(name: str, default: tuple[Any, ...]) -> fx.Proxy:
+            return self._proxy(self.graph.create_node("placeholder", name, default, {}))
+
+        kinds = torch.export.graph_signature.InputKind
+        found = call_arguments(self.model, given, placeholder, lambda item: not isinstance(item, Tensor))
         placeholders = {node.name: node for node in self.exported.graph.nodes if node.op == "placeholder"}
-        rest = iter(leaves)
+        rest = iter(found.leaves)
+        recorded: list[Any] = []
         for spec in self.exported.graph_signature.input_specs:
             node = placeholders[spec.arg.name]
-            if spec.kind is torch.export.graph_signature.InputKind.USER_INPUT:
-                self.values[node] = next(rest)
-            elif spec.kind is torch.export.graph_signature.InputKind.CONSTANT_TENSOR:
+            if spec.kind is kinds.USER_INPUT:
+                _, proxy, example = next(rest)
+                self.values[node] = proxy if isinstance(example, Tensor) else example
+                recorded.append(node.meta.get("val"))
+            elif spec.kind is kinds.CONSTANT_TENSOR:
                 self.values[node] = self._constant(spec.target, self.exported.constants[spec.target])
             else:
                 self.values[node] = _Attribute(spec.target)
+        for name, proxy, value in found.fixed:
+            self.appending.create_proxy("call_function", require_value, (proxy, name, value), {})
+        check_sizes(self.exported, found.leaves, recorded)
+        for node in self.graph.nodes:
+            node.meta.setdefault(SCOPE, "")
 
     def _constant(self, name: str, value: Tensor) -> _Attribute:
         """A tensor that the model made, as an attribute of it."""
@@ -229,21 +210,6 @@ class _Attribute:
     path: str
 
 
-def _leaves(example: Any, proxy: Any) -> list[Any]:
-    """A proxy for each leaf of an argument, in the order in which torch.export flattens it."""
-    found = []
-    for path, leaf in pytree.tree_flatten_with_path(example)[0]:
-        item = proxy
-        for part in path:
-            item = (
-                getattr(item, part.name)
-                if hasattr(part, "name")
-                else item[getattr(part, "key", getattr(part, "idx", None))]
-            )
-        found.append(item if isinstance(leaf, Tensor) else leaf)
-    return found
-
-
 def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
     """What a node of the recording is of the result of its module's call."""
     if not isinstance(module, nn.RNNBase) or node.target is not operator.getitem:
@@ -254,16 +220,30 @@ def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
     return call[1][number - 1] if isinstance(module, nn.LSTM) else call[1]
 
 
-def _compare(model: nn.Module, graph: fx.Graph, example_inputs: Any) -> None:
+def _compare(model: nn.Module, graph: fx.Graph, given: inspect.BoundArguments) -> None:
     """Raises TraceError when the graph does not compute what the model does."""
-    args, kwargs = as_call(example_inputs, inspect.signature(model.forward).parameters)
-    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
-    given = bound(model, example_inputs)
-    defaults = {str(node.target): node.args[0] for node in graph.nodes if node.op == "placeholder" and node.args}
-    expected = pytree.tree_leaves(model(*args, **kwargs))
-    found = pytree.tree_leaves(fx.Interpreter(model, graph=graph).run(*({**defaults, **given}[name] for name in names)))
-    for ours, theirs in zip(found, expected, strict=True):
-        if isinstance(theirs, Tensor) and theirs.is_floating_point() and theirs.numel():
+    expected = pytree.tree_leaves(model(*given.args, **given.kwargs))
+    found = pytree.tree_leaves(fx.Interpreter(model, graph=graph).run(*_placed(graph, given)))
+    tensors = [(x, y) for x, y in zip(found, expected, strict=False) if isinstance(x, Tensor) or isinstance(y, Tensor)]
+    same = len(found) == len(expected) and all(
+        getattr(x, "shape", None) == getattr(y, "shape", None) for x, y in tensors
+    )
+    if not same:
+        raise TraceError("The graph that torch.export gave returns tensors of other shapes than the model.")
+    for ours, theirs in tensors:
+        if theirs.is_floating_point() and theirs.numel():
             difference = float((ours - theirs).abs().max())
             if not difference <= TOLERANCE * max(float(theirs.abs().max()), 1e-6):
                 raise TraceError(f"The graph that torch.export gave differs from the model by up to {difference:.3g}.")
+
+
+def _placed(graph: fx.Graph, given: inspect.BoundArguments) -> list[Any]:
+    """The values of the placeholders of a graph, in order."""
+    values = dict(given.arguments)
+    for name, parameter in given.signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            values.update({f"{name}_{number}": value for number, value in enumerate(values.pop(name, ()))})
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            values.update(values.pop(name, {}))
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return [values[node.target] if node.target in values else node.args[0] for node in inputs]

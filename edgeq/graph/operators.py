@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from edgeq.graph.arguments import require_default
 from edgeq.graph.cells import zero_state
+from edgeq.graph.checks import require_size, require_value
 from edgeq.graph.conditions import (
     DROPOUTS,
     Bounds,
@@ -234,7 +234,7 @@ TABLE: tuple[Operator, ...] = (
     # ---- no floating tensor comes out
     O("attribute", B.SHARE, (), (getattr,), inputs=(0,), holds=gives_values, otherwise=B.PLAIN),
     O("size", B.PLAIN, (), (len, torch.numel), ("size", "dim", "ndimension", "numel", "nelement", "get_device")),
-    O("property", B.PLAIN, (), (require_default,), ("stride", "is_contiguous", "is_floating_point", "is_complex", "item", "tolist", "element_size", "storage_offset", "data_ptr")),
+    O("property", B.PLAIN, (), (require_value, require_size), ("stride", "is_contiguous", "is_floating_point", "is_complex", "item", "tolist", "element_size", "storage_offset", "data_ptr")),
     O("integer", B.PLAIN, (), (torch.arange, torch.randint, torch.randperm, torch.tril_indices, torch.triu_indices, torch.searchsorted, torch.bucketize, F.one_hot, *named(INTEGERS)[0]),
       (*named(INTEGERS)[1], "long", "int", "short", "byte", "char", "bool")),
     O("comparison", B.PLAIN, (), (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.xor, operator.not_, operator.invert,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import sys
 import traceback
@@ -13,7 +14,8 @@ from torch import fx, nn
 
 from edgeq.errors import TraceError
 from edgeq.graph import attention, cells, contractions, spellings, transformer_layers  # noqa: F401 - their decompositions
-from edgeq.graph.arguments import bound, call_arguments, require_default
+from edgeq.graph.arguments import bound, call_arguments, decides
+from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import decomposition_of, replacement_of
 from edgeq.graph.program import Program
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -50,7 +52,9 @@ class Proxy(fx.Proxy):
 class Tracer(fx.Tracer):
     """Symbolic tracing that remembers in which submodule each node was made, also when it fails."""
 
-    def __init__(self, leaves: Iterable[str | type[nn.Module]] = (), given: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, leaves: Iterable[str | type[nn.Module]] = (), given: inspect.BoundArguments | None = None
+    ) -> None:
         super().__init__()
         self.leaves = tuple(leaves)
         self.given = given
@@ -89,10 +93,11 @@ class Tracer(fx.Tracer):
         def placeholder(name: str, default: tuple[Any, ...]) -> Any:
             return self.create_proxy("placeholder", name, default, {})
 
-        args, kwargs, unused = call_arguments(self.root, self.given, placeholder)
-        for value, name, default in unused:
-            self.create_proxy("call_function", require_default, (value, name, default), {})
-        return lambda *values: root_fn(self.root, *values, **kwargs), args
+        found = call_arguments(self.root, self.given, placeholder, decides)
+        for name, value, expected in found.fixed:
+            self.create_proxy("call_function", require_value, (value, name, expected), {})
+        forward = decomposition_of(self.root) or root_fn
+        return lambda *values: forward(self.root, *values, **found.kwargs), found.args
 
     def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)

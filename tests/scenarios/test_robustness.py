@@ -49,13 +49,10 @@ SIZES = {
 }
 
 
-FROZEN = pytest.mark.xfail(strict=True, reason="capture through torch.export takes len(x) for a constant number")
 BY_EXAMPLE = ("len of a tensor", "len of a shape", "asserted")  # which only example inputs can show
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=FROZEN if name == "len of a tensor" else ()) for name in SIZES]
-)
+@pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_left_alone_and_values_keep_their_codes(name):
     model = Wired(lambda m, x: m.last(SIZES[name](m, x).reshape(x.size(0), -1)), conv=conv(), last=nn.Linear(192, 4))
     model, x = model.eval(), images()
