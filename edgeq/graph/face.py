@@ -61,7 +61,9 @@ def attribute_of(module: nn.Module, name: str) -> Any:
 
 
 def own_names(module: nn.Module) -> set[str]:
-    """What `module` has that not every module has: attributes, children, parameters, buffers and methods."""
+    """What the user's class of `module` has that not every module has: attributes, children, tensors and methods."""
+    if type(module).__module__.startswith("torch."):
+        return set()
     found = {*vars(module), *module._modules, *module._parameters, *module._buffers}
     for cls in type(module).__mro__[: type(module).__mro__.index(nn.Module)]:
         found.update(vars(cls))
