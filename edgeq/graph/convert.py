@@ -13,6 +13,7 @@ from torch.nn import functional
 from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.conditions import argument, is_of_shape
+from edgeq.graph.constants import fold_constants
 from edgeq.graph.inline import Inlined, inlined
 from edgeq.graph.kinds import attribute, module_of
 from edgeq.graph.left_float import left_in_float, reads_codes
@@ -112,9 +113,28 @@ class _Converter:
         for node in self.network.fx_graph.nodes:
             self._node(node)
         self._drop_unread()
+        for name, path in fold_constants(self.graph, self.root, self._keep_constant):
+            self.operations.pop(name, None)
+            self._take_out(path)
         self.graph.lint()
         whole = inlined(self.graph, self.root, self.operations)
         return ConvertedModule(self.root, whole, self.qconfig, self.network.backend)
+
+    def _keep_constant(self, name: str, value: torch.Tensor) -> str:
+        path = _path("folded", name)
+        self._install(path, value.clone())
+        return path
+
+    def _attribute_path(self, node: Node) -> str:
+        """Where an attribute goes; that of a layer, whose own are integers, to a place of its own."""
+        owner = self.network.get_submodule(str(node.target).rpartition(".")[0])
+        return _path("attributes", node.name) if isinstance(owner, QuantizedLayer) else str(node.target)
+
+    def _take_out(self, path: str | None) -> None:
+        """Takes a module that nothing calls any more out of the new tree."""
+        if path is not None and all(node.target != path for node in self.graph.nodes if node.op == "call_module"):
+            parent, _, name = path.rpartition(".")
+            delattr(self.root.get_submodule(parent), name)
 
     def _drop_unread(self) -> None:
         """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""
@@ -342,7 +362,10 @@ class _Converter:
             readers = [module_of(user, self.network) for user in node.users]
             if all(_quantizes(reader) for reader in readers) and not self.floats & {user.name for user in node.users}:
                 return  # it is kept as codes
-            self._install(str(node.target), attribute(self.network, str(node.target)).detach().clone())
+            path = self._attribute_path(node)
+            self._install(path, attribute(self.network, str(node.target)).detach().clone())
+            self.reals[node] = self.graph.get_attr(path)
+            return
         of_shape = is_of_shape(node, operator_of(node, module).name)
         self.reals[node] = self.graph.node_copy(node, self._code_or_real if of_shape else self._real)
 
