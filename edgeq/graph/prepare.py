@@ -40,6 +40,7 @@ from edgeq.modules.operation import Operation
 from edgeq.modules.recurrent import QuantizedGRU, QuantizedLSTM, QuantizedRNN
 from edgeq.modules.stored import StoredWeights
 from edgeq.modules.torch_class import torch_class
+from edgeq.observers.moving_average import MovingAverageObserver
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.quantizers.weight import WeightQuantizer
 from edgeq.recovery.calibration import Calibration
@@ -186,6 +187,8 @@ class _Builder:
             quantizer: TensorQuantizer = TableQuantizer(group.name, group.spec, observer, owner)
         else:
             quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed)
+        if len(group.producers) > 1 and isinstance(quantizer.observer, MovingAverageObserver):
+            quantizer.observer.share(len(group.producers))
         self.quantization.tensors.add_module(group.name, quantizer)
         return quantizer
 

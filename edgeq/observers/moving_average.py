@@ -28,6 +28,9 @@ class MovingAverageObserver(Observer):
     for_weights = True  # a weight is there as a whole: without a percentile, its extremes
     bounds: ClassVar = {"percentile": (0.0, 49.0), "momentum": (0.0, 1.0)}
 
+    step_low: Tensor
+    step_high: Tensor
+
     def __init__(
         self,
         spec: TensorSpec,
@@ -38,7 +41,15 @@ class MovingAverageObserver(Observer):
         momentum: float = 0.01,
     ) -> None:
         super().__init__(spec, channels, axis)
-        self.percentile, self.momentum = percentile, momentum
+        self.percentile, self.momentum, self.tensors = percentile, momentum, 1
+
+    def share(self, tensors: int) -> None:
+        """Says that one step shows this many tensors, which have a range in common: that of all of them together is
+        what is averaged, not one after the other. Buffers: `step_low` and `step_high`, the extremes in this step.
+        """
+        self.tensors = tensors
+        self.register_buffer("step_low", torch.zeros_like(self.low))
+        self.register_buffer("step_high", torch.zeros_like(self.high))
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of the sample, where one is taken."""
@@ -47,7 +58,13 @@ class MovingAverageObserver(Observer):
         return super().extremes(x)
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:
-        weight = torch.where(self.batches == 0, 1.0, self.momentum)
+        weight = torch.where(self.batches < self.tensors, 1.0, self.momentum)
+        if self.tensors > 1:
+            place = self.batches % self.tensors
+            low = self.step_low.copy_(torch.where(place == 0, low, torch.minimum(self.step_low, low)))
+            high = self.step_high.copy_(torch.where(place == 0, high, torch.maximum(self.step_high, high)))
+            in_first = self.batches < self.tensors
+            weight = torch.where(in_first | (place == self.tensors - 1), weight, 0.0)
         self.low.lerp_(low, weight)
         self.high.lerp_(high, weight)
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import edgeq
 from edgeq.observers.moving_average import MovingAverageObserver
 from edgeq.observers.sampling import sample
 from edgeq.spec import TensorSpec
@@ -58,3 +60,45 @@ def test_on_average_the_percentage_is_cut_off_each_end(percentile):
     low, high = observer.range()
     assert 100 * low.item() == pytest.approx(percentile, rel=0.25)
     assert 100 * (1 - high.item()) == pytest.approx(percentile, rel=0.25)
+
+
+def test_tensors_that_share_a_range_are_averaged_as_one():
+    observer = MovingAverageObserver(TensorSpec(), momentum=0.1)
+    observer.share(2)
+    narrow, wide = torch.tensor([-2.5, 2.0]), torch.tensor([-25.0, 20.0])
+    observer.observe(narrow)
+    assert observer.range() == (-2.5, 2.0)  # in the first step, of what there is so far
+    observer.observe(wide)
+    assert observer.range() == (-25.0, 20.0)
+    for _ in range(50):
+        observer.observe(narrow)
+        observer.observe(wide)
+    assert observer.range() == (-25.0, 20.0)
+    observer.observe(2 * narrow)
+    assert observer.range() == (-25.0, 20.0)  # the step is not over
+    observer.observe(2 * wide)
+    assert observer.range()[0] == pytest.approx(-27.5)
+    assert observer.range()[1] == pytest.approx(22.0)
+
+
+def test_a_training_finds_the_range_of_a_concatenation():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+            with torch.no_grad():
+                self.wide.weight.copy_(10 * self.narrow.weight)
+                self.wide.bias.copy_(10 * self.narrow.bias)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.wide(x), self.narrow(x)], 1))
+
+    torch.manual_seed(0)
+    model, x = Joined(), torch.randn(16, 3, 8, 8)
+    training = edgeq.QATFxModule(model, total_epochs=4).train()
+    for _ in range(30):
+        training(x)
+    (shared,) = (q for q in training.module.quantizers() if q.observer.tensors == 2)
+    wide = model.wide(x)
+    assert shared.observer.low == pytest.approx(wide.min().item(), rel=0.05)
+    assert shared.observer.high == pytest.approx(wide.max().item(), rel=0.05)
