@@ -17,8 +17,18 @@ from edgeq.spec import TensorSpec
 
 def explain(network: PreparedModule) -> str:
     """One line for each node of the graph: its operation, and how its value is quantized; and one for each rewrite
-    that the graph went through before.
+    that the graph went through before. Then the same for each submodule that is quantized by itself.
     """
+    inside = ((path, part) for path, part in network.named_modules() if path and isinstance(part, PreparedModule))
+    return "\n\n".join([_table(network), *(explain_part(path, part) for path, part in inside)])
+
+
+def explain_part(path: str, part: PreparedModule) -> str:
+    """The table of a part of a network, under its path and class."""
+    return f"{path} ({type(part.face).__name__})\n{_table(part)}"
+
+
+def _table(network: PreparedModule) -> str:
     rows = [("node", "weight", "folded", "value")]
     for node in network.fx_graph.nodes:
         if node.op in ("placeholder", "output"):

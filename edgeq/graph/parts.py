@@ -12,7 +12,7 @@ from torch import nn
 from edgeq.backends import BackendSpec
 from edgeq.graph.bypass import Bypass
 from edgeq.graph.convert import ConvertedModule, convert
-from edgeq.graph.explain import explain
+from edgeq.graph.explain import explain_part
 from edgeq.graph.face import Faced
 from edgeq.graph.prepared import PreparedModule
 from edgeq.modules.layer import QuantizedLayer
@@ -226,6 +226,6 @@ def _keep_attributes(part: PreparedModule, converted: ConvertedModule) -> None:
 
 def explain_parts(network: PartedModule) -> str:
     """The table of each part; the rest is the user's own."""
-    tables = [f"{path} ({type(part.face).__name__})\n{explain(part)}" for path, part in network.parts.items()]
+    tables = [explain_part(path, part) for path, part in network.parts.items()]
     rest = f"All else of {type(network.face).__name__} stays the Python that it is, in float."
     return "\n\n".join([*tables, rest])
