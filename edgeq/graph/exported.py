@@ -24,7 +24,8 @@ from edgeq.errors import TraceError
 from edgeq.graph.arguments import bound, call_arguments
 from edgeq.graph.aten import raised
 from edgeq.graph.checks import require_value
-from edgeq.graph.decompose import decomposition_of
+from edgeq.graph.decompose import Replacing, decomposition_of
+from edgeq.graph.kinds import FLOATING
 from edgeq.graph.recording import record
 from edgeq.graph.sizes import check_sizes
 from edgeq.graph.trace import SCOPE, Tracer
@@ -52,6 +53,12 @@ def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], ex
             module.training = mode
 
 
+class _Appending(Replacing, fx.proxy.GraphAppendingTracer):
+    """Records calls behind one another, over the modules and parameters of `root`."""
+
+    root: nn.Module
+
+
 class _Raised:
     """The recording of torch.export as `graph`, over the modules of `model`."""
 
@@ -65,7 +72,8 @@ class _Raised:
         self.model, self.exported = model, exported
         self.graph = fx.Graph()
         self.tracer = Tracer(leaves)
-        self.appending = fx.proxy.GraphAppendingTracer(self.graph)
+        self.appending = _Appending(self.graph)
+        self.appending.root = model
         self.values: dict[fx.Node, Any] = {}
         self._inputs(given)
         nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
@@ -96,6 +104,7 @@ class _Raised:
             if spec.kind is kinds.USER_INPUT:
                 _, proxy, example = next(rest)
                 self.values[node] = proxy if isinstance(example, Tensor) else example
+                _note_type(proxy, node)
                 recorded.append(node.meta.get("val"))
             elif spec.kind is kinds.CONSTANT_TENSOR:
                 self.values[node] = self._constant(spec.target, self.exported.constants[spec.target])
@@ -156,6 +165,7 @@ class _Raised:
         args, kwargs = plain
         value = raised(node.target, args, kwargs)
         self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
+        _note_type(value, node)
         path = self._path(node)
         for made in list(self.graph.nodes)[known:]:
             made.meta[SCOPE] = path
@@ -203,6 +213,13 @@ class _Raised:
         value = self.values.get(source)
         is_attribute = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
         return is_attribute and str(value.node.target).startswith(f"{path}.")  # type: ignore[union-attr]
+
+
+def _note_type(value: Any, node: fx.Node) -> None:
+    """Notes on the node of a proxy whether it is a floating tensor, as the recording knows."""
+    recorded = node.meta.get("val")
+    if isinstance(value, fx.Proxy) and isinstance(recorded, Tensor):
+        value.node.meta[FLOATING] = recorded.is_floating_point()
 
 
 @dataclasses.dataclass

@@ -144,7 +144,8 @@ class IntegerLayer(HandsOver, Float32State):
         each = factor.expand(operation.channels(weight)).contiguous()
         offset = torch.zeros_like(each) if bias is None else bias.abs()
         largest = largest_accumulator(operation, weight, *reach) + offset
-        if not onednn.supports(operation, self.weight, self.source.zero_point) or not self._sums_fit(largest, offset, each):
+        supported = onednn.supports(operation, self.weight, self.source.zero_point)
+        if not supported or not self._sums_fit(largest, offset, each):
             return exact_parameters(operation, weight, bias, factor, *reach)
         zero = self._fused_zero(each)
         scale = None if zero is None else each

@@ -27,11 +27,12 @@ def whole_numbers(*shape, seed):
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-SIZES = {letter: size for letter, size in zip("abcdefgh", (2, 3, 4, 5, 2, 3, 4, 5), strict=True)}
+SIZES = dict(zip("abcdefgh", (2, 3, 4, 5, 2, 3, 4, 5), strict=True))
 PAIRS = [  # equations of two operands, products all of them
     "ab,bc->ac", "ab,cb->ac", "ba,bc->ac", "ab,bc->ca", "ab,bc", "a,ab->b", "ab,b->a", "a,a->", "a,b->ab", "a,b->ba",
     "abc,acd->abd", "abc,adc->abd", "abc,bcd->abd", "abcd,abed->abce", "abcd,aecd->abe", "abcd,ebcd->ae",
-    "abc,abc->abc", "abc,abc->ab", "abc,abc->", "abcd,cdef->abef", "abcd,dcef->feab", "abc,de->abcde", "abc,cd->abd", "abc,dc->dab",
+    "abc,abc->abc", "abc,abc->ab", "abc,abc->", "abcd,cdef->abef", "abcd,dcef->feab", "abc,de->abcde", "abc,cd->abd",
+    "abc,dc->dab",
     "abcd,cb->abd", "ab,acd->cbd", "abc,b->ac", "abc,d->ad", "abcd,eb->aecd", "abch,bdh->acbd", "a b , b c -> a c",
 ]  # fmt: skip
 WITH_ELLIPSIS = [  # and the dimensions that it stands for, on the left and on the right
