@@ -10,6 +10,7 @@ import torch
 
 import edgeq
 from edgeq import QConfigMapping, SpecError, convert_fx, prepare_fx, prepare_qat_fx
+from tests.graph.parted import Plain, data, detector
 from tests.networks import NETWORKS, batches, network
 from tests.states import changed, snapshot, train_step
 
@@ -114,3 +115,58 @@ def test_an_attribute_that_is_not_there_or_taken_is_refused():
     assert refusal(lambda: prepare_fx(model, preserved_attributes=["training"])) == (
         "preserved_attributes names 'training', which is edgeq's own on a quantized network."
     )
+
+
+# ---- parts and standalone modules
+
+
+@pytest.mark.parametrize("options", [{"submodules": ["backbone", "head"]}, {"standalone": ["head"]}], ids=str)
+@pytest.mark.parametrize("training", [None, True, False])
+def test_parts_are_calibrated_in_any_mode_and_come_to_the_same(options, training):
+    prepared = prepare_fx(detector(Plain), "WC8_AT8", data()[0], **options)
+    if training is not None:
+        prepared.train(training)
+    for batch in data():
+        prepared(batch)
+    converted = convert_fx(prepared)
+    expected = edgeq.PTCFxModule(detector(Plain), "WC8_AT8", **options).calibrate(data()).convert()
+    assert torch.equal(converted(data()[0]), expected(data()[0]))
+    prepared(5 * data()[1])  # it observes on
+    assert not torch.equal(convert_fx(prepared)(data()[0]), expected(data()[0]))
+
+
+@pytest.mark.parametrize("options", [{"submodules": ["backbone", "head"]}, {"standalone": ["head"]}], ids=str)
+def test_parts_are_trained_until_they_are_frozen(options):
+    prepared = prepare_qat_fx(detector(Plain).train(), "WC8_AT8", data()[0], **options).train()
+    moving = []
+    for frozen in (False, True):
+        if frozen:
+            prepared.freeze()
+        before = snapshot(prepared)
+        with torch.no_grad():
+            prepared(3 * data()[0])
+        moving.append([key for key in changed(before, prepared) if ".schedule." not in key])
+    assert {"module.head.hidden.norm.running_mean", "module.norm.running_mean"} <= {*moving[0]}
+    assert moving[1] == []
+    prepared.eval()
+    assert torch.equal(prepared(data()[0]), convert_fx(prepared)(data()[0]))
+
+
+@pytest.mark.parametrize("options", [{"submodules": ["backbone", "head"]}, {"standalone": ["head"]}], ids=str)
+def test_a_mapping_at_the_conversion_is_for_networks_that_are_quantized_as_a_whole(options):
+    mapping = QConfigMapping().set_global("WC8_AT8")
+    prepared = prepare_fx(detector(Plain), mapping, data()[0], **options)
+    prepared(data()[0])
+    message = refusal(lambda: convert_fx(prepared, mapping.set_module_name("head.out", None)))
+    assert message == (
+        "qconfig_mapping is for a network that is quantized as a whole; of this one, submodules are quantized by "
+        "themselves. Leave in float what is to stay so when it is prepared."
+    )
+
+
+def test_preserved_methods_work_on_a_network_with_parts():
+    prepared = prepare_fx(detector(), "WC8_AT8", submodules=["backbone", "head"], preserved_attributes=["predict"])
+    prepared(data()[0])
+    converted = convert_fx(prepared)
+    for module in (converted, copy.deepcopy(converted)):
+        assert torch.equal(module.predict(data()[0]), converted(data()[0]).argmax(1))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from edgeq import QConfig, SpecError, TensorSpec
+from edgeq import QConfig, SpecError, TensorSpec, load_preset, save_preset
 from edgeq.arithmetic import PowerOfTwoRule, Sign
 from edgeq.spec import WEIGHT, BiasSpec, Method, Place, Rule, ScaleKind
 
@@ -181,3 +181,91 @@ def test_an_index_wins_over_a_name_a_type_beside_a_name_over_none_and_the_innerm
     for count in range(1, len(rules) + 1):
         for order in (rules[:count], rules[count - 1 :: -1]):
             assert QConfig(rules=tuple(order)).rule_for(PLACE) is rules[count - 1]
+
+
+# ---- a preset for a part of a network
+
+
+def test_a_place_in_a_part_has_its_names_from_the_whole():
+    place = Place("stem.conv", ("Conv2d",), "stem", (0,), ("Block",))
+    assert place.below("") is place
+    assert place.below("body") == Place("body.stem.conv", ("Conv2d",), "body.stem", (0,), ("Block",))
+    assert Place("", (), "").below("body") == Place("body", (), "body")
+
+
+REACHING = [  # a rule, a part, and whether it may be for anything in it
+    (Rule(type="Conv2d"), "body", True),
+    (Rule(pattern="x"), "body", True),
+    (Rule(name=""), "body", True),
+    (Rule(name="body"), "body", True),
+    (Rule(name="body.stem"), "body", True),
+    (Rule(name="body"), "body.stem", True),
+    (Rule(name="bod"), "body", False),
+    (Rule(name="body2"), "body", False),
+    (Rule(name="body"), "body2", False),
+    (Rule(name="head.body"), "body", False),
+    (Rule(name="body", type="Conv2d", index=0), "body", True),
+    (Rule(name="body.stem", type="Conv2d", index=0), "body", True),
+    (Rule(name="body", type="Conv2d", index=0), "body.stem", False),  # of the forward around the part
+    (Rule(name="", type="Conv2d", index=0), "body", False),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "reaches"), REACHING)
+def test_which_rules_reach_a_part(rule, path, reaches):
+    assert rule.reaches(path) is reaches
+    assert QConfig(rules=(rule,)).within(path).rules == ((rule,) if reaches else ())
+
+
+def test_within_a_part_rules_decide_as_they_would_in_the_whole():
+    rules = (
+        Rule(name="", weight=dataclasses.replace(WEIGHT, bits=2)),
+        Rule(name="body", weight=dataclasses.replace(WEIGHT, bits=3)),
+        Rule(pattern=r"body\.stem\..*", weight=dataclasses.replace(WEIGHT, bits=4)),
+        Rule(name="body.stem", weight=dataclasses.replace(WEIGHT, bits=5)),
+        Rule(name="body.stem", type="Conv2d", index=1, weight=dataclasses.replace(WEIGHT, bits=6)),
+        Rule(name="stem", weight=dataclasses.replace(WEIGHT, bits=7)),
+    )
+    places = [
+        Place("stem.conv", ("Conv2d",), "stem", (0,)),
+        Place("stem.conv", ("Conv2d",), "stem", (1,)),
+        Place("down.conv", ("Conv2d",), "down", (1,)),
+        Place("x", ("placeholder",)),
+    ]
+    for order in (rules, rules[::-1]):
+        qconfig = QConfig(rules=order)
+        within = qconfig.within("body")
+        assert within.origin == "body"
+        assert [within.rule_for(place).weight.bits for place in places] == [5, 6, 3, 3]
+        assert [within.rule_for(place) for place in places] == [
+            qconfig.rule_for(place.below("body")) for place in places
+        ]
+    only_pattern = QConfig(rules=(rules[2],)).within("body")
+    assert [only_pattern.rule_for(place) is not None for place in places] == [True, True, False, False]
+
+
+def test_without_some_parts_the_rules_inside_of_them_are_gone_and_no_others():
+    names = ("", "one", "one.a", "one.a.b", "one2.a", "two.a")
+    qconfig = QConfig(rules=(*(Rule(name=name) for name in names), Rule(type="Conv2d"), Rule(pattern="one.a")))
+    left = qconfig.without(["one"])
+    assert [rule.name for rule in left.rules] == ["", "one", "one2.a", "two.a", None, None]
+    assert qconfig.without([]) == qconfig
+
+
+def test_a_rule_by_name_must_reach_a_part_or_leave_in_float_what_is_none():
+    paths = ["body", "head.out"]
+    for rule in (Rule(type="Conv2d"), Rule(name=""), Rule(name="head"), Rule(name="head.out.0"), Rule(name="body")):
+        QConfig(rules=(rule,)).require_rules_within(paths)
+    left = QConfig(rules=(Rule(name="neck", quantize=False),))
+    left.require_rules_within(paths, ["neck"])
+    for qconfig, others in ((left, []), (left, ["nek"]), (QConfig(rules=(Rule(name="neck"),)), ["neck"])):
+        with pytest.raises(SpecError) as error:
+            qconfig.require_rules_within(paths, others)
+        assert str(error.value) == ("The rule for 'neck' lies in none of the parts that are quantized: body, head.out.")
+
+
+def test_where_names_begin_is_no_part_of_a_preset_that_is_written(tmp_path):
+    qconfig = QConfig(name="own", rules=(Rule(name="body.stem", quantize=False),))
+    save_preset(qconfig, tmp_path / "own.toml")
+    assert "origin" not in (tmp_path / "own.toml").read_text()
+    assert load_preset(tmp_path / "own.toml") == qconfig
