@@ -40,7 +40,23 @@ def floating_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
             floating.update(data_inputs(node, module))
         if _is_floating(node, root, floating):
             floating.add(node)
-    return floating - bundles(graph)
+    floating -= bundles(graph)
+    return floating - _between_integers(graph, floating)
+
+
+def _between_integers(graph: fx.Graph, floating: set[fx.Node]) -> set[fx.Node]:
+    """The floating nodes that are computed from integers, and of which only integers are made, as the buckets of
+    relative positions are: a range for them would put an index elsewhere.
+    """
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if node in floating and sources and all(source in found or source not in floating for source in sources):
+            found.add(node)
+    for node in reversed(graph.nodes):
+        if node in found and (not node.users or any(user in floating and user not in found for user in node.users)):
+            found.discard(node)
+    return found - {node for node in found if any(user.op == "output" for user in node.users)}
 
 
 def bundles(graph: fx.Graph) -> set[fx.Node]:

@@ -16,7 +16,8 @@ from edgeq.errors import TraceError
 from edgeq.graph import attention, cells, contractions, spellings, transformer_layers  # noqa: F401 - their decompositions
 from edgeq.graph.arguments import bound, call_arguments, decides
 from edgeq.graph.checks import require_value
-from edgeq.graph.decompose import decomposition_of, replacement_of
+from edgeq.graph.decompose import Replacing, decomposition_of
+from edgeq.graph.kinds import FLOATING
 from edgeq.graph.program import Program
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.modules.torch_class import torch_class
@@ -49,7 +50,7 @@ class Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, *args), {}, name)
 
 
-class Tracer(fx.Tracer):
+class Tracer(Replacing, fx.Tracer):
     """Symbolic tracing that remembers in which submodule each node was made, also when it fails."""
 
     def __init__(
@@ -82,16 +83,13 @@ class Tracer(fx.Tracer):
         self.paths.pop()  # not in a finally: after an error the path tells where it was
         return result
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        own = replacement_of(kind, target)
-        value = NotImplemented if own is None else own(*args, **kwargs)
-        if value is not NotImplemented:
-            return value
-        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
-
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def placeholder(name: str, default: tuple[Any, ...]) -> Any:
-            return self.create_proxy("placeholder", name, default, {})
+            proxy = self.create_proxy("placeholder", name, default, {})
+            example = (self.given or {}).get(name)
+            if isinstance(example, torch.Tensor):
+                proxy.node.meta[FLOATING] = example.is_floating_point()
+            return proxy
 
         found = call_arguments(self.root, self.given, placeholder, decides)
         for name, value, expected in found.fixed:

@@ -122,3 +122,25 @@ def test_an_input_that_never_came_as_a_floating_tensor_is_not_converted():
     found = assert_exact(wrapped, inputs)
     assert torch.equal(found[1], torch.tensor([4, 5]))
     assert isinstance(wrapped, edgeq.PTCFxModule)
+
+
+def test_floats_between_integers_are_never_quantized():
+    class Buckets(nn.Module):
+        """Places whose distance grows with a logarithm, as T5 and MPNet have them."""
+
+        def __init__(self):
+            super().__init__()
+            self.table, self.linear = nn.Embedding(8, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            steps = torch.arange(x.size(1))
+            far = (torch.log(steps.float() / 2) * 3).long() + 2
+            places = torch.where(steps < 2, steps, torch.clamp(far, max=7))
+            return self.linear(x) + self.table(places)
+
+    torch.manual_seed(0)
+    model, x = Buckets().eval(), images(2, 12, 4)
+    wrapped = calibrated(model, x)
+    assert_exact(wrapped, x)
+    assert (wrapped(x) - model(x)).norm() < 0.02 * model(x).norm()
+    assert {q.name for q in wrapped.module.quantizers()} & {"log", "mul", "div"} == set()

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from edgeq.graph.kinds import floating_nodes
 from edgeq.graph.operators import Behaviour, behaviour_of
 from edgeq.graph.passes.draft import Draft
 from edgeq.graph.passes.layers import as_folded, layer_of, sample_of
@@ -35,8 +36,11 @@ IN_FRONT: dict[str, Callable[[float], Numbers | None]] = {
 
 @rewrite("scalar_merging", Stage.TIDY, "x * a * b -> x * (a b); x + a + b -> x + (a + b)")
 def scalar_merging(draft: Draft) -> None:
-    """Two operations with a number, both of which only multiply or only add, become one."""
-    for node in draft.nodes():
+    """Two operations with a number, both of which only multiply or only add, become one. Arithmetic on integers stays
+    what it is.
+    """
+    floating = floating_nodes(draft.graph, draft.root)
+    for node in (node for node in draft.nodes() if node in floating):
         inner: Any = _operand(node) if _numbers(draft, node) else None
         first = None if inner is None else _numbers(draft, inner)
         second = _numbers(draft, node)

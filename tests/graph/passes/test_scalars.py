@@ -189,3 +189,19 @@ def test_operations_that_only_multiply_or_only_add_are_one(expression, expected)
 def test_a_product_that_is_read_twice_is_not_merged():
     model = Behind(lambda y: (lambda z: z * 3 + z)(y.sigmoid() * 2)).eval()
     assert changes(model, MERGE) == ()
+
+
+def test_arithmetic_on_integers_stays_integer():
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.linear = nn.Embedding(40, 4), nn.Linear(4, 4)
+
+        def forward(self, ids):
+            return self.linear(self.table((ids * 2 * 2 + 1 + 1).long() - 1))
+
+    ids = torch.arange(6).reshape(2, 3)
+    model = edgeq.PTCFxModule(Places().eval(), example_inputs=ids).train()
+    model(ids)
+    assert model.eval()(ids).shape == (2, 3, 4)
+    assert "scalar_merging" not in model.explain()
