@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,11 +17,14 @@ from torch.nn import functional as F
 
 from edgeq.graph.attention import scaled_dot_product_attention
 
+GRID_MODES = ("bilinear", "nearest", "bicubic")  # as ATen numbers them
+GRID_PADDINGS = ("zeros", "border", "reflection")
 END = 2**63 - 1  # how ATen says that a slice has no end
 CHECKS = {
     *("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range", "_check_is_size"),
     *("sym_constrain_range_for_size", "_functional_assert_async"),
 }  # what export adds to see its assumptions hold
+PLACES = ((torch.linalg, "linalg_"), (torch.fft, "fft_"), (torch.special, "special_"), (torch, ""), (F, ""))
 DROPPED_KEYWORDS = ("pin_memory", "layout", "memory_format", "non_blocking", "implicit")
 
 SPECIAL: dict[str, Callable[..., Any]] = {}
@@ -32,8 +36,8 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def raised(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What stands for a call of `target`; None for a check. What no function of PyTorch's own is there for is
-    called as it is.
+    """What stands for a call of `target`; None for a check. PyTorch's own functions and methods of the same name take
+    the same arguments, where they are not written in Python. What there is none for is called as it is.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return target(*args, **kwargs)
@@ -43,14 +47,15 @@ def raised(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kwargs = {key: value for key, value in kwargs.items() if key not in DROPPED_KEYWORDS and value is not None}
     if target.namespace != "aten":
         return _recorded(target, args, kwargs)
-    if name.endswith("_") and hasattr(Tensor, name):
-        return getattr(args[0], name)(*args[1:], **kwargs)
+    if name.removesuffix("_") in SPECIAL and not hasattr(Tensor, name):
+        return SPECIAL[name.removesuffix("_")](*args, **kwargs, **({"inplace": True} if name.endswith("_") else {}))
     if name in SPECIAL:
         return SPECIAL[name](*args, **kwargs)
-    for place in (torch, F):
-        if hasattr(place, name):
-            return getattr(place, name)(*args, **kwargs)
-    if hasattr(Tensor, name):
+    for place, prefix in PLACES:
+        function = getattr(place, name.removeprefix(prefix), None) if name.startswith(prefix) else None
+        if function is not None and not isinstance(function, FunctionType) and not name.endswith("_"):
+            return function(*args, **kwargs)
+    if hasattr(Tensor, name) and not isinstance(getattr(Tensor, name), FunctionType):
         return getattr(args[0], name)(*args[1:], **kwargs)
     return _recorded(target, args, kwargs)
 
@@ -91,9 +96,32 @@ def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: 
     return F.group_norm(x, groups, weight, bias, eps)
 
 
+def _dropout(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, p, train, **kwargs: function(x, p, training=train, **kwargs)
+
+
+for _name, _function in (
+    ("dropout", F.dropout),
+    ("feature_dropout", F.dropout2d),  # of any rank: it drops what lies at one place of the first two dimensions
+    ("alpha_dropout", F.alpha_dropout),
+    ("feature_alpha_dropout", F.feature_alpha_dropout),
+):
+    SPECIAL[_name] = _dropout(_function)
+
+
 @_named
-def _dropout(x: Any, p: float, train: bool) -> Any:
-    return F.dropout(x, p, training=train)
+def _instance_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    _: Any,
+) -> Any:
+    return F.instance_norm(x, mean, var, weight, bias, use_input_stats, momentum, eps)
 
 
 @_named
@@ -104,44 +132,41 @@ def _scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
 # ---- activations: the Python functions, which are the ones that the table holds
 
 
+for _name in (
+    *(
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "leaky_relu",
+        "softplus",
+        "relu6",
+        "celu",
+        "selu",
+    ),
+    *("threshold", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pad", "pixel_shuffle", "pixel_unshuffle"),
+):
+    SPECIAL[_name] = getattr(F, _name)
+SPECIAL["log_sigmoid"] = F.logsigmoid
+
+
 @_named
-def _hardtanh(x: Any, low: float = -1.0, high: float = 1.0) -> Any:
-    return F.hardtanh(x, low, high)
+def _elu(x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0, **kwargs: Any) -> Any:
+    if scale != 1 or input_scale != 1:
+        return _recorded(torch.ops.aten.elu.default, (x, alpha, scale, input_scale), {})
+    return F.elu(x, alpha, **kwargs)
 
 
-for _name in (
-    "gelu",
-    "silu",
-    "mish",
-    "hardswish",
-    "hardsigmoid",
-    "leaky_relu",
-    "elu",
-    "softplus",
-    "relu6",
-    "celu",
-    "selu",
-):
-    SPECIAL[_name] = getattr(F, _name)
-for _name in (
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "adaptive_avg_pool1d",
-):
-    SPECIAL[_name] = getattr(F, _name)
-for _name in (
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool2d",
-    "pad",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-):
-    SPECIAL[_name] = getattr(F, _name)
+def _values_and_places(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ATen gives both; whoever reads only the values calls for no places."""
+    return lambda *args: (function(*args), function(*args, return_indices=True)[1])
+
+
+for _name in ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"):
+    SPECIAL[_name] = _values_and_places(getattr(F, _name))
 
 
 @_named
@@ -160,9 +185,10 @@ def _constant_pad_nd(x: Any, pad: Any, value: float = 0.0) -> Any:
 @_named
 def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
     end = None if isinstance(end, int) and end >= END else end
-    if start in (None, 0) and end is None and step == 1:
+    starts = start is None or (isinstance(start, int) and start == 0)
+    if starts and end is None and isinstance(step, int) and step == 1:
         return x
-    part = slice(start or None, end, None if step == 1 else step)
+    part = slice(None if starts else start, end, None if isinstance(step, int) and step == 1 else step)
     if dim < 0:
         return x[(..., part, *[slice(None)] * (-dim - 1))]
     return x[(*[slice(None)] * dim, part)]
@@ -174,13 +200,58 @@ def _index(x: Any, indices: list[Any]) -> Any:
 
 
 @_named
-def _split_with_sizes(x: Any, sizes: Any, dim: int = 0) -> Any:
-    return torch.split(x, sizes, dim)
+def _split(x: Any, size: Any, dim: int = 0) -> Any:
+    return torch.split(x, size, dim)
+
+
+@_named
+def _unfold(x: Any, dim: int, size: int, step: int) -> Any:
+    return x.unfold(dim, size, step)
+
+
+@_named
+def _transpose(x: Any, first: int, second: int) -> Any:
+    return x.transpose(first, second)
+
+
+@_named
+def _t(x: Any) -> Any:
+    return x.t()
+
+
+@_named
+def _broadcast_tensors(tensors: list[Any]) -> Any:
+    return torch.broadcast_tensors(*tensors)
+
+
+@_named
+def _meshgrid(tensors: list[Any], indexing: str = "ij") -> Any:
+    return torch.meshgrid(*tensors, indexing=indexing)
 
 
 @_named
 def _view(x: Any, size: Any) -> Any:
     return x.reshape(size)
+
+
+@_named
+def _grid_sampler(x: Any, grid: Any, mode: int, padding: int, align: bool) -> Any:
+    return F.grid_sample(x, grid, GRID_MODES[mode], GRID_PADDINGS[padding], align)
+
+
+@_named
+def _affine_grid_generator(theta: Any, size: Any, align: bool) -> Any:
+    return F.affine_grid(theta, size, align)
+
+
+@_named
+def _im2col(x: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    return F.unfold(x, kernel, dilation, padding, stride)
+
+
+@_named
+def _col2im(x: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    return F.fold(x, size, kernel, dilation, padding, stride)
 
 
 @_named
@@ -198,6 +269,18 @@ def _alias(x: Any) -> Any:
     return x
 
 
+@_named
+def _mT(x: Any) -> Any:  # noqa: N802 - named as the operator
+    return x.transpose(-2, -1)
+
+
+@_named
+def _numpy_T(x: Any) -> Any:  # noqa: N802
+    return x.T
+
+
+SPECIAL["mH"] = _mT
+SPECIAL["split_with_sizes"] = _split
 SPECIAL["_to_copy"] = _to
 SPECIAL["lift_fresh_copy"] = SPECIAL["lift_fresh"] = _alias
 
@@ -222,6 +305,21 @@ for _name, _mode in (
 
 
 # ---- arithmetic
+
+
+@_named
+def _einsum(equation: str, operands: list[Any], **_: Any) -> Any:
+    return torch.einsum(equation, *operands)
+
+
+@_named
+def _tensordot(x: Any, y: Any, dims: Any, other_dims: Any) -> Any:
+    return torch.tensordot(x, y, (dims, other_dims))
+
+
+@_named
+def _cdist(x: Any, y: Any, p: float = 2.0, *_: Any) -> Any:
+    return torch.cdist(x, y, p)
 
 
 @_named

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from edgeq.modules.torch_class import overrides
 
@@ -62,8 +62,10 @@ def replaces(
     return register
 
 
-def replacement_of(kind: str, target: Any) -> Callable[..., Any] | None:
-    """What stands for a call that a graph would record as a node of this kind; None for any that stays."""
-    if kind == "call_method":
-        return METHODS.get(target)
-    return FUNCTIONS.get(target) if kind == "call_function" else None
+class Replacing(fx.proxy.TracerBase):
+    """A tracer that records what stands for a call instead of it."""
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        own = {"call_method": METHODS, "call_function": FUNCTIONS}.get(kind, {}).get(target)
+        value = NotImplemented if own is None else own(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **options) if value is NotImplemented else value

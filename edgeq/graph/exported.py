@@ -200,7 +200,8 @@ class _Raised:
         inputs = [source for source in inputs if not self._is_own(source, path)]
         read = [node for node in group if any(user not in inside for user in node.users)]
         module = self.model.get_submodule(path)
-        if len(inputs) != 1 or not read or (len(read) > 1 and not isinstance(module, nn.RNNBase)):
+        several = isinstance(module, nn.RNNBase)
+        if len(inputs) != 1 or not read or (len(read) > 1 and not several) or getattr(module, "return_indices", False):
             return False
         call = self._proxy(self.graph.call_module(path, (self._argument(self._value(inputs[0])),)))
         call.node.meta[SCOPE] = path

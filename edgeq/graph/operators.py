@@ -238,7 +238,7 @@ TABLE: tuple[Operator, ...] = (
     O("integer", B.PLAIN, (), (torch.arange, torch.randint, torch.randperm, torch.tril_indices, torch.triu_indices, torch.searchsorted, torch.bucketize, F.one_hot, *named(INTEGERS)[0]),
       (*named(INTEGERS)[1], "long", "int", "short", "byte", "char", "bool")),
     O("comparison", B.PLAIN, (), (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.and_, operator.or_, operator.xor, operator.not_, operator.invert,
-                                  operator.floordiv, operator.mod, operator.lshift, operator.rshift, torch.isin, *named(COMPARISONS)[0]),
+                                  operator.floordiv, operator.mod, operator.lshift, operator.rshift, torch.sym_not, torch.sym_max, torch.sym_min, torch.isin, *named(COMPARISONS)[0]),
       named(COMPARISONS)[1]),
 )  # fmt: skip
 

@@ -86,7 +86,7 @@ class Tracer(Replacing, fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def placeholder(name: str, default: tuple[Any, ...]) -> Any:
             proxy = self.create_proxy("placeholder", name, default, {})
-            example = (self.given or {}).get(name)
+            example = None if self.given is None else self.given.arguments.get(name)
             if isinstance(example, torch.Tensor):
                 proxy.node.meta[FLOATING] = example.is_floating_point()
             return proxy
