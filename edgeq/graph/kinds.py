@@ -45,12 +45,12 @@ def floating_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
 
 
 def _between_integers(graph: fx.Graph, floating: set[fx.Node]) -> set[fx.Node]:
-    """The floating nodes that are computed from integers, and of which only integers are made, as the buckets of
-    relative positions are: a range for them would put an index elsewhere.
+    """The floating nodes that are computed from integers alone, without a parameter, and of which only integers are
+    made, as the buckets of relative positions are: a range for them would put an index elsewhere.
     """
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        sources = node.all_input_nodes
+        sources = node.all_input_nodes if node.op in ("call_function", "call_method") else []
         if node in floating and sources and all(source in found or source not in floating for source in sources):
             found.add(node)
     for node in reversed(graph.nodes):

@@ -100,6 +100,8 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
             model(*inputs)
         model.eval()
         _measure(model, verdict)
+        if not verdict.layers:
+            raise DifferenceError("No layer is quantized.")
     with stage("convert"):
         converted = model.convert()
         _same(model(*inputs), converted(*inputs), "The converted network differs from the simulated one")
