@@ -80,4 +80,6 @@ def _build(name: str) -> nn.Module:
     options = OPTIONS.get(name, {})
     if name in DETECTION or name in SEGMENTATION:
         options = {"weights_backbone": None, **options}
+    if name in DETECTION and not name.startswith("ssd"):  # whose size is fixed
+        options = {"min_size": 128, "max_size": 160, **options}
     return models.get_model(name, weights=None, **options)
