@@ -7,9 +7,22 @@ from collections.abc import Sequence
 from recipes.zoo.stages import STAGES, Verdict
 
 
+HEAD = """# The zoo
+
+Each network, with random weights, goes through every stage: it is prepared for training and trained for one step, whose gradients
+must be finite; prepared for calibration and calibrated on two batches; converted, which must change no number of the simulated network;
+exported as a QDQ file, and compared with ONNX Runtime, unfused and fused, tensor by tensor. Detectors are quantized in parts, each a file
+of its own; their post-processing stays Python. `make zoo` writes this page.
+
+"of parameters" is the part of them that lies in layers with integer weights, embeddings aside; "worst tensor" the greatest part of any
+tensor's integers that the runtime, given the same integers before, computes otherwise, by one step unless it is said.
+"""
+
+
 def markdown(verdicts: Sequence[Verdict]) -> str:
-    """A summary a family, then a table with a row a network."""
-    return "\n".join([*_summary(verdicts), "", *_networks(verdicts), "", *_failures(verdicts)])
+    """A page: a summary a family, what failed and why, then a row a network."""
+    parts = [HEAD, *_summary(verdicts), "", *_failures(verdicts), "", *_networks(verdicts), ""]
+    return "\n".join(parts)
 
 
 def _summary(verdicts: Sequence[Verdict]) -> list[str]:
