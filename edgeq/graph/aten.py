@@ -133,20 +133,8 @@ def _scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Any:
 
 
 for _name in (
-    *(
-        "gelu",
-        "silu",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "leaky_relu",
-        "softplus",
-        "relu6",
-        "celu",
-        "selu",
-    ),
-    *("threshold", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
+    *("gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "softplus", "relu6", "celu"),
+    *("selu", "glu", "threshold", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pad", "pixel_shuffle", "pixel_unshuffle"),
 ):
     SPECIAL[_name] = getattr(F, _name)
@@ -160,13 +148,20 @@ def _elu(x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.
     return F.elu(x, alpha, **kwargs)
 
 
+@_named
+def _rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, train: bool = False, *_: Any, **kwargs: Any) -> Any:
+    return F.rrelu(x, lower, upper, train, **kwargs)
+
+
 def _values_and_places(function: Callable[..., Any]) -> Callable[..., Any]:
     """As ATen gives both; whoever reads only the values calls for no places."""
     return lambda *args: (function(*args), function(*args, return_indices=True)[1])
 
 
-for _name in ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"):
-    SPECIAL[_name] = _values_and_places(getattr(F, _name))
+for _rank in (1, 2, 3):
+    SPECIAL[f"adaptive_max_pool{_rank}d"] = _values_and_places(getattr(F, f"adaptive_max_pool{_rank}d"))
+    SPECIAL[f"max_pool{_rank}d_with_indices"] = _values_and_places(getattr(F, f"max_pool{_rank}d"))
+    SPECIAL[f"atleast_{_rank}d"] = getattr(torch, f"atleast_{_rank}d")
 
 
 @_named

@@ -66,6 +66,7 @@ class Replacing(fx.proxy.TracerBase):
     """A tracer that records what stands for a call instead of it."""
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        own = {"call_method": METHODS, "call_function": FUNCTIONS}.get(kind, {}).get(target)
+        known: dict[Any, Any] = METHODS if kind == "call_method" else FUNCTIONS if kind == "call_function" else {}
+        own = known.get(target)
         value = NotImplemented if own is None else own(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *rest, **options) if value is NotImplemented else value

@@ -31,6 +31,7 @@ from edgeq.graph.sizes import check_sizes
 from edgeq.graph.trace import SCOPE, Tracer
 
 TOLERANCE = 1e-4  # of the greatest output: what another order of float operations comes to, and no more
+LOOPS = ("aten.lstm.", "aten.gru.", "aten.rnn_")
 CALL_NUMBER = re.compile(r"@\d+$")  # which torch.export appends to the path of a module that is called again
 
 
@@ -45,9 +46,14 @@ def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], ex
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        graph = _Raised(model, record(model, given), leaves, given).graph
+        exported = record(model, given)
+        graph = _Raised(model, exported, leaves, given).graph
         _compare(model, graph, given)
         return graph
+    except TraceError:
+        raise
+    except Exception as error:  # of whatever function of PyTorch's does not take what was recorded
+        raise TraceError(f"What torch.export recorded cannot be written as a graph: {error}") from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -201,9 +207,13 @@ class _Raised:
         read = [node for node in group if any(user not in inside for user in node.users)]
         module = self.model.get_submodule(path)
         several = isinstance(module, nn.RNNBase)
-        if len(inputs) != 1 or not read or (len(read) > 1 and not several) or getattr(module, "return_indices", False):
+        arguments = _arguments_of_loop(group, inputs) if several else inputs
+        if not read or (len(read) > 1 and not several) or getattr(module, "return_indices", False):
             return False
-        call = self._proxy(self.graph.call_module(path, (self._argument(self._value(inputs[0])),)))
+        if arguments is None or (len(arguments) != 1 and not several):
+            return False
+        args = tuple(self._argument(fx.node.map_aggregate(argument, self._value)) for argument in arguments)
+        call = self._proxy(self.graph.call_module(path, args))
         call.node.meta[SCOPE] = path
         for node in read:
             self.values[node] = _item_of(call, module, node)
@@ -226,6 +236,20 @@ def _note_type(value: Any, node: fx.Node) -> None:
 @dataclasses.dataclass
 class _Attribute:
     path: str
+
+
+def _arguments_of_loop(group: list[fx.Node], inputs: list[fx.Node]) -> list[Any] | None:
+    """The arguments of a recurrent layer's call: its input, and its first state unless it has made that itself; None
+    where either was worked on before the loop.
+    """
+    loop = next((node for node in group if str(node.target).startswith(LOOPS)), None)
+    if loop is None or loop.args[0] not in inputs:
+        return None
+    x, state = loop.args[0], loop.args[1]
+    states = list(state) if isinstance(state, list | tuple) else [state]
+    if all(one in inputs for one in states):
+        return [x, tuple(states) if len(states) > 1 else states[0]]
+    return [x] if inputs == [x] else None
 
 
 def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
