@@ -155,7 +155,8 @@ class PartedModule(Faced):
             module.training = False
         set_phase(self, Phase.FLOAT)
         try:
-            return self.face(*args, **kwargs)
+            with Bypass(self.parts):
+                return self.face(*args, **kwargs)
         finally:
             for module, mode in modes.items():
                 module.training = mode

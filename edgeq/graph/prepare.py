@@ -27,6 +27,7 @@ from edgeq.graph.rewrite import (
     functionalize,
     put_input_first,
     reshape_views,
+    written_inputs,
 )
 from edgeq.graph.tuples import name_parts
 from edgeq.modules.affine import Affine
@@ -76,6 +77,7 @@ def prepare(
         raise SpecError(f"The model already has an attribute {RESERVED!r}, where edgeq keeps its state: rename it.")
     graph, root = _traced(model, untraced, example_inputs)
     put_input_first(graph)
+    writes = written_inputs(graph, root)
     for path in functionalize(graph, root):
         root.get_submodule(path).inplace = False  # type: ignore[assignment]
     drop_unread(graph)
@@ -103,6 +105,7 @@ def prepare(
     decided = groups, reasons, places, changes
     _move_to_the_model(root)
     prepared = PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, *decided)
+    prepared.keep(writes=writes)
     measure(prepared, before, example_inputs)
     return prepared
 
@@ -115,7 +118,7 @@ def _traced(
     """
     known = set(vars(model))
     try:
-        graph = _copied(capture(model, untraced, example_inputs))
+        graph = copied(capture(model, untraced, example_inputs))
         return graph, shell_tree(model)
     finally:
         for name in set(vars(model)) - known:
@@ -147,7 +150,7 @@ def _move_to_the_model(root: nn.Module) -> None:
             module.to(device)
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
+def copied(graph: fx.Graph) -> fx.Graph:
     """A copy, since the graph of a user's GraphModule is not ours to change."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))

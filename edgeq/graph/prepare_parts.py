@@ -64,7 +64,15 @@ def prepare_parts(
     for choice in choices:
         choice.qconfig.require_rules_within(_alike(choices, choice.qconfig), names)
     face, paths = _with_parts(model, choices, backend, schedule, factor, example_inputs, **options)
-    return PartedModule(face, paths, options["is_qat"])
+    network = PartedModule(face, paths, options["is_qat"])
+    for path, part in network.parts.items():
+        if part.writes:
+            logger.warning(
+                "The part %r writes in place into its input %s; quantized, it does not. Code that reads the input "
+                "later gets what it was before: write the part without the operation in place.",
+                *(path, ", ".join(part.writes)),
+            )
+    return network
 
 
 def prepare_with_standalone(

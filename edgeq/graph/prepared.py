@@ -59,6 +59,7 @@ class PreparedModule(Program):
     is_qat: bool
     calibration: Calibration
     bank: InputBank | None
+    writes: list[str]  # the inputs that the float network writes into, which this one never does
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> set[str]:
             written = node.args[0] if node.args else node.kwargs.get("input")
             if isinstance(written, fx.Node) and written not in sizes:
                 _let_read(memory, node, written)
+        _require_unread(memory, node)
         if _is_size(node, root, sizes):
             sizes.add(node)
         memory.add(node)
@@ -83,6 +84,21 @@ def _let_read(memory: Aliases, writer: fx.Node, written: fx.Node) -> None:
             user.replace_input_with(written, writer)
 
 
+def _require_unread(memory: Aliases, node: fx.Node) -> None:
+    """Raises TraceError where a module that is quantized by itself would write into what others read later."""
+    module = module_of(node, memory.root)
+    for name, given in zip(getattr(module, "argument_names", ()), node.args, strict=False):
+        if name in getattr(module, "writes", ()) and isinstance(given, fx.Node):
+            maker = memory.makers[given]
+            shared = (user for sharer in memory.sharers[maker] for user in sharer.users)
+            late = next((user for user in shared if memory.position[user] > memory.position[node]), None)
+            if late is not None:
+                raise TraceError(
+                    f"{node.target!r} writes in place into its input {name!r}, which {late.name!r} ({late.target}) "
+                    "reads later. What is quantized by itself never does: write it without the operation in place."
+                )
+
+
 def _is_size(node: fx.Node, root: nn.Module, sizes: set[fx.Node]) -> bool:
     """Whether a node gives a number from a shape, or makes one of such `sizes`."""
     if not node.op.startswith("call"):
@@ -93,22 +109,42 @@ def _is_size(node: fx.Node, root: nn.Module, sizes: set[fx.Node]) -> bool:
     return node.op == "call_function" and bool(node.all_input_nodes) and sizes.issuperset(node.all_input_nodes)
 
 
+def written_inputs(graph: fx.Graph, root: nn.Module) -> list[str]:
+    """The names of the inputs of a graph that it writes into, before `functionalize` makes that so that it does not."""
+    memory, found = Aliases(graph, root), {}
+    for node in graph.nodes:
+        written = node.args[0] if node.args else node.kwargs.get("input")
+        if _writes(node, root) and isinstance(written, fx.Node) and memory.makers[written].op == "placeholder":
+            found[str(memory.makers[written].target)] = True
+        memory.add(node)
+    return list(found)
+
+
+def _writes(node: Any, root: nn.Module) -> bool:
+    """Whether a node works in place and has a twin that does not."""
+    if node.op == "call_function":
+        is_one = node.target in IN_PLACE_FUNCTIONS or node.target is operator.setitem
+        return is_one or node.kwargs.get("inplace") is True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, name[:-1])
+    return node.op == "call_module" and bool(getattr(root.get_submodule(node.target), "inplace", False))
+
+
 def _becomes_functional(node: Any, root: nn.Module, modules: set[str]) -> bool:
     """Replaces the node's target by its twin that does not write; false when it never wrote."""
-    if node.op == "call_function" and node.target in IN_PLACE_FUNCTIONS:
-        node.target = IN_PLACE_FUNCTIONS[node.target]
-    elif node.op == "call_function" and node.target is operator.setitem:
-        node.target = put
-    elif node.op == "call_function" and node.kwargs.get("inplace") is True:
-        node.kwargs = {**node.kwargs, "inplace": False}
-    elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        if not hasattr(torch.Tensor, node.target[:-1]):
-            return False
-        node.target = node.target[:-1]
-    elif node.op == "call_module" and getattr(root.get_submodule(node.target), "inplace", False):
-        modules.add(node.target)
-    else:
+    if not _writes(node, root):
         return False
+    if node.op == "call_module":
+        modules.add(node.target)
+    elif node.op == "call_method":
+        node.target = node.target[:-1]
+    elif node.target in IN_PLACE_FUNCTIONS:
+        node.target = IN_PLACE_FUNCTIONS[node.target]
+    elif node.target is operator.setitem:
+        node.target = put
+    else:
+        node.kwargs = {**node.kwargs, "inplace": False}
     return True
 
 

@@ -12,7 +12,7 @@ from edgeq.errors import ExportError, TraceError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.graph.inline import inlined
 from edgeq.graph.parts import ConvertedParts
-from edgeq.graph.prepare import shell_tree
+from edgeq.graph.prepare import copied, shell_tree
 from edgeq.graph.rewrite import drop_unread, functionalize
 from edgeq.graph.trace import trace
 
@@ -25,7 +25,7 @@ def as_one(network: ConvertedParts, inputs: tuple[Any, ...]) -> ConvertedModule:
     """
     root = shell_tree(network.face)
     try:
-        outer = trace(root, network.paths, inputs)
+        outer = copied(trace(root, network.paths, inputs))
     except TraceError as error:
         paths = ", ".join(network.parts)
         raise ExportError(

@@ -138,3 +138,12 @@ def counted(wrapped: Any) -> list[tuple[int, int]]:
     module = wrapped.module
     parts = module.parts.values() if hasattr(module, "parts") else [module, *module.standalone()]
     return [(int(part.schedule.epoch), int(part.schedule.step)) for part in parts]
+
+
+def layers(wrapped: Any) -> dict[str, int]:
+    """The bits of the weight of each quantized layer, by its path."""
+    found = {}
+    for path, part in wrapped.module.parts.items():
+        for layer in part.quantized_layers():
+            found[f"{path}.{layer.site.name}"] = layer.weight_quantizer.spec.bits
+    return found

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import edgeq
 from edgeq import ExportError
@@ -256,3 +256,13 @@ def test_a_file_of_another_network_with_parts_does_not_pass(tmp_path):
     first, second = (next(iter(module.verify(tmp_path / "model.onnx", data()[0]))) for module in (converted, other))
     assert (first.passed, second.passed) == (True, False)
     assert "head.out" in str(second)
+
+
+def test_the_graph_of_a_model_that_is_one_already_stays_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = fx.symbolic_trace(Inplace())
+    code = model.code
+    wrapped = edgeq.PTCFxModule(model, submodules=["part.0"]).calibrate([images()])
+    assert wrapped.export(images(), tmp_path / "model.onnx").passed
+    assert (model.code, wrapped.module.face.code) == (code, code)
+    assert torch.equal(wrapped.convert()(images()), wrapped(images()))
