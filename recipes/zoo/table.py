@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from recipes.zoo.stages import STAGES, Verdict
 
-
 HEAD = """# The zoo
 
-Each network, with random weights, goes through every stage: it is prepared for training and trained for one step, whose gradients
-must be finite; prepared for calibration and calibrated on two batches; converted, which must change no number of the simulated network;
-exported as a QDQ file, and compared with ONNX Runtime, unfused and fused, tensor by tensor. Detectors are quantized in parts, each a file
-of its own; their post-processing stays Python. `make zoo` writes this page.
+Each network, with random weights, goes through every stage: it is prepared for training and trained for one step,
+whose gradients must be finite; prepared for calibration and calibrated on two batches; converted, which must change no
+number of the simulated network; exported as a QDQ file, and compared with ONNX Runtime, unfused and fused, tensor by
+tensor. Detectors are quantized in parts, each a file of its own; their post-processing stays Python. `make zoo` writes
+this page.
 
-"of parameters" is the part of them that lies in layers with integer weights, embeddings aside; "worst tensor" the greatest part of any
-tensor's integers that the runtime, given the same integers before, computes otherwise, by one step unless it is said.
+"of parameters" is the part of them that lies in layers with integer weights, embeddings aside; "worst tensor" the
+greatest part of any tensor's integers that the runtime, given the same integers before, computes otherwise, by one step
+unless it is said.
 """
 
 
