@@ -257,7 +257,8 @@ class PTCFxModule(QuantizedWrapper):
             to True or a dict of its options for one that runs only on request.
         submodules: names of the submodules to quantize, each by itself, while all else of the model stays the Python
             that it is; or a dict from names to presets (None for `qconfig_type`). A class stands for all of its
-            submodules.
+            submodules, an `nn.ModuleList` for its items. Rules name layers as the whole model does; of "A+B", B is
+            for the input, first convolution and last linear layer of each part.
         standalone: as `submodules`, for ones that are quantized by themselves, with real numbers going in and out,
             while all else is quantized as one.
 
