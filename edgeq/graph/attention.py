@@ -59,11 +59,11 @@ def multi_head_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Value, Value]:
-    """`nn.MultiheadAttention` on a batch: queries, keys and values are three linear layers, each with a range of
-    its own. `is_causal` is only a hint of what `attn_mask` is.
+    """`nn.MultiheadAttention`: queries, keys and values are three linear layers, each with a range of its own.
+    `is_causal` is only a hint of what `attn_mask` is. All dimensions are counted so that there may be no batch.
     """
     heads, width = module.num_heads, module.head_dim
-    inputs = (query, key, value) if module.batch_first else (x.transpose(0, 1) for x in (query, key, value))
+    inputs = (query, key, value) if module.batch_first else (x.transpose(0, -2) for x in (query, key, value))
     q, k, v = (
         functional.linear(x, weight, bias).unflatten(-1, (heads, width)).transpose(-3, -2)
         for x, (weight, bias) in zip(inputs, _projections(module), strict=True)
@@ -77,7 +77,7 @@ def multi_head_attention(
     dropped = functional.dropout(weights, module.dropout, training=module.training) if module.dropout else weights
     output = module.out_proj(torch.matmul(dropped, v).transpose(-3, -2).flatten(-2))
     if not module.batch_first:
-        output = output.transpose(0, 1)
+        output = output.transpose(0, -2)
     if not need_weights:
         return output, None
     return output, weights.mean(-3) if average_attn_weights else weights

@@ -29,15 +29,18 @@ def mask_scores(scores: Tensor, mask: Tensor | None, keeps: bool, is_causal: boo
     """Attention scores (..., queries, keys) without the pairs that are masked.
 
     A floating mask is added. A boolean one says where to look (`keeps`) or where not to; a masked score becomes
-    -inf. `is_causal` masks the keys that come after a query.
+    the least number that there is, which has no share in a softmax. It is finite, because a query that may look
+    nowhere would get NaN from infinite ones, and spoil the range of all others; it looks everywhere alike instead.
+    `is_causal` masks the keys that come after a query.
     """
+    least = torch.finfo(scores.dtype).min
     if is_causal:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(visible.logical_not(), float("-inf"))
+        scores = scores.masked_fill(visible.logical_not(), least)
     if mask is None:
         return scores
     if mask.dim() == 3 and scores.dim() == 4 and mask.shape[0] == scores.shape[0] * scores.shape[1]:
         mask = mask.reshape(scores.shape)  # one for each head of each item, as nn.MultiheadAttention takes them
     if mask.is_floating_point():
         return scores + mask
-    return scores.masked_fill(mask.logical_not() if keeps else mask, float("-inf"))
+    return scores.masked_fill(mask.logical_not() if keeps else mask, least)

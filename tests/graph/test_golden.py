@@ -39,6 +39,17 @@ class Movers(nn.Module):
         return {"gated": gate * clipped, "sizes": (y.size(2), torch.argmax(y, 1)), "resized": resized}
 
 
+class Masked(nn.Module):
+    """PyTorch's attention with a mask, to itself and to another tensor, and its feed-forward block."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x, memory, mask):
+        return self.layer(x, memory, memory_key_padding_mask=mask)
+
+
 class Region(nn.Module):
     """Stubs around the middle, a square root in it, and a layer that is called twice."""
 
@@ -57,6 +68,7 @@ NETWORKS = {
     **{name: lambda name=name: network(name) for name in ("residual", "separable", "attention")},
     "movers": Movers,
     "region": Region,
+    "masked": Masked,
 }
 PRESETS = {"ptc": "WC8_AT8", "qat": "WC4_AT8+WT8SYMP2_AT8SYMP2"}
 
