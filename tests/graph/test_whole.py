@@ -19,7 +19,6 @@ from tests.states import changed, snapshot
 FILES = [
     {},
     {"format": "integer"},
-    {"opset_version": 18},
     {"dynamic_batch": True},
     {"dynamic_batch": True, "opset_version": 18, "format": "integer"},
 ]
