@@ -1,7 +1,6 @@
 """The life of networks with parts: copies, checkpoints, averages, and what users put around a module."""
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -18,17 +17,9 @@ KINDS = {"submodules": {}, "standalone": {"kind": Plain, "standalone": ["head"]}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def saved_and_loaded(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda module: pickle.loads(pickle.dumps(module)),
-    "torch.save": saved_and_loaded,
 }
 MOMENTS = ("wrapped", "in an epoch", "evaluated", "calibrated")
 
