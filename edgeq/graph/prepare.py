@@ -14,6 +14,7 @@ from edgeq.errors import NothingToQuantizeError, SpecError
 from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
 from edgeq.graph.fuse import Chain
+from edgeq.graph.in_place import functionalize, written_inputs
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.parameter_arithmetic import name_computed_parameters
@@ -24,10 +25,8 @@ from edgeq.graph.program import Program
 from edgeq.graph.rewrite import (
     drop_unread,
     dropout_modules,
-    functionalize,
     put_input_first,
     reshape_views,
-    written_inputs,
 )
 from edgeq.graph.tuples import name_parts
 from edgeq.modules.affine import Affine

@@ -10,10 +10,11 @@ import torch
 
 from edgeq.errors import ExportError, TraceError
 from edgeq.graph.convert import ConvertedModule
+from edgeq.graph.in_place import functionalize
 from edgeq.graph.inline import inlined
 from edgeq.graph.parts import ConvertedParts
 from edgeq.graph.prepare import copied, shell_tree
-from edgeq.graph.rewrite import drop_unread, functionalize
+from edgeq.graph.rewrite import drop_unread
 from edgeq.graph.trace import trace
 
 

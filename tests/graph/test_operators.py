@@ -4,11 +4,11 @@ import pytest
 from torch.nn import functional
 
 from edgeq.graph.decompose import FUNCTIONS, METHODS, MODULES
+from edgeq.graph.in_place import functionalize
 from edgeq.graph.kinds import module_of
 from edgeq.graph.masks import mask_scores
 from edgeq.graph.operators import TABLE, Behaviour, behaviour_of, operator_of
 from edgeq.graph.part import part
-from edgeq.graph.rewrite import functionalize
 from edgeq.graph.trace import trace
 from edgeq.modules.affine import Affine
 from edgeq.modules.matmul import QuantizedMatmul
