@@ -6,6 +6,7 @@ the example's was possible; a graph that took it without a word would compute so
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def fixed_sizes(exported: Any) -> int:
     return sum(isinstance(guard.expr, sympy.Eq) and guard.expr.rhs.is_number for guard in decisions(exported))
 
 
+class OnProxies(PythonReferenceAnalysis):
+    """Arithmetic on sizes that are recorded; what PyTorch has of it takes numbers and symbols for quotients."""
+
+    truediv = int_truediv = staticmethod(operator.truediv)
+    ceil = ceil_to_int = staticmethod(lambda x, *_: -(-x // 1))
+    floor = floor_to_int = staticmethod(lambda x, *_: x // 1)
+
+
 def check_sizes(exported: Any, items: list[Item], recorded: list[Any]) -> None:
     """Adds to the graph of the proxies in `items`, the inputs, checks of all that the recording expects; `recorded`
     are the tensors that it was made with, whose sizes are numbers or symbols.
@@ -71,7 +80,7 @@ def check_sizes(exported: Any, items: list[Item], recorded: list[Any]) -> None:
     tensors = [proxy for (_, proxy, example) in items if isinstance(example, Tensor)]
 
     def value_of(expression: Any) -> Any:
-        return sympy_interp(PythonReferenceAnalysis, known, sympy.sympify(expression))
+        return sympy_interp(OnProxies, known, sympy.sympify(expression))
 
     def text_of(expression: Any) -> str:
         return PythonPrinter().doprint(sympy.sympify(expression).xreplace(labels))
