@@ -31,15 +31,15 @@ def record(model: nn.Module, given: inspect.BoundArguments) -> Any:
     """
     if any(isinstance(module, QuantStub | DeQuantStub) for module in model.modules()):
         raise TraceError("torch.export does not see the stubs that mark a region.")
-    reason: Exception | None = None
+    reasons: list[TraceError] = []
     for most in (ALL_DIMENSIONS, 1, 0):
         try:
             exported = _export(model, given, most, strict=False)
-        except Exception as error:  # of many kinds, torch's and the model's own
-            reason = reason or error
+        except TraceError as error:
+            reasons.append(error)
             continue
         return _with_more_open(model, given, most, exported)
-    raise TraceError(f"torch.export: {str(reason).strip().splitlines()[0]}") from reason
+    raise reasons[0]
 
 
 def _with_more_open(model: nn.Module, given: inspect.BoundArguments, most: int, exported: Any) -> Any:
@@ -48,7 +48,7 @@ def _with_more_open(model: nn.Module, given: inspect.BoundArguments, most: int, 
         return exported
     try:
         other = _export(model, given, most, strict=True)
-    except Exception:
+    except TraceError:
         return exported
     return other if fixed_sizes(other) < fixed else exported
 
@@ -66,4 +66,7 @@ def _export(model: nn.Module, given: inspect.BoundArguments, most: int, strict: 
     quiet = contextlib.redirect_stderr(io.StringIO())
     with warnings.catch_warnings(), quiet, symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
-        return torch.export.export(model, given.args, given.kwargs, dynamic_shapes=shapes, strict=strict)
+        try:
+            return torch.export.export(model, given.args, given.kwargs, dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # of many kinds, torch's and the model's own
+            raise TraceError(f"torch.export: {[*str(error).strip().splitlines(), ''][0]}") from error

@@ -64,7 +64,7 @@ class Tracer(Replacing, fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._is_named(m, module_qualified_name) or isinstance(m, QuantStub | DeQuantStub):
             return True
-        is_plain = torch_class(m).__module__.startswith(("torch.nn", "torch.ao.nn")) and "forward" not in vars(m)
+        is_plain = torch_class(m).__module__.startswith("torch.nn") and "forward" not in vars(m)
         return is_plain and not isinstance(m, nn.Sequential)
 
     def _is_named(self, module: nn.Module, path: str) -> bool:

@@ -45,7 +45,8 @@ def test_no_line_ends_in_blanks_and_no_reason_is_empty():
 
         def forward(self, x):
             y = self.lstm(self.linear(x))[0]
-            return y.max(1)[0], torch.where(y > 0, y, 1.0), torch.cumsum(y, 1), nn.functional.max_pool1d(y, 2)
+            pair = y.max(1)
+            return pair[0], pair[1], torch.where(y > 0, y, 1.0), torch.cumsum(y, 1), nn.functional.max_pool1d(y, 2)
 
     wrapped = edgeq.PTCFxModule(Many())
     lines = wrapped.explain().splitlines()

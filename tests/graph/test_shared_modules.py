@@ -144,7 +144,7 @@ def test_two_layers_over_one_parameter():
     assert_exact(wrapped, x)
 
 
-def test_functional_layers_are_quantized_and_computed_weights_are_not():
+def test_functional_layers_are_quantized_unless_their_weight_depends_on_the_input():
     class Computed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -152,12 +152,13 @@ def test_functional_layers_are_quantized_and_computed_weights_are_not():
             self.weight, self.gain = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(4, 1))
 
         def forward(self, x):
-            return F.linear(F.linear(x, self.weight), (self.weight * self.gain).mT)
+            y = F.linear(F.linear(x, self.weight), (self.weight * self.gain).mT)
+            return F.linear(y, self.weight * x.mean())
 
     model, x = Computed().eval(), images(6, 5)
     wrapped = calibrated(model, x)
-    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["linear"]
-    assert wrapped.module.reasons["linear_1"] == "stays float: its weight is computed, not stored"
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["linear", "linear_1"]
+    assert wrapped.module.reasons["linear_2"] == "stays float: its weight is computed, not stored"
     assert_exact(wrapped, x)
 
 
