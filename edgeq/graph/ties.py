@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CODES = 1 << 8  # the most codes of an operand
 TRIES = 64  # scales
 NUDGE = 2.0**-16  # by which one is greater than the one before
-MEANS = ("avg_pool", "mean")
+MEANS = ("avg_pool", "mean", "interpolate")
 MEAN_NUDGE = 2.0**-12
 
 
@@ -59,7 +59,7 @@ def avoid_ties(network: PreparedModule) -> None:
 
 
 def _means(network: PreparedModule) -> Iterator[tuple[TensorQuantizer, TensorQuantizer]]:
-    """The quantizers behind means whose scale is free, and those of what the means are taken of. At one scale the
+    """The quantizers behind means, weighted ones too, whose scale is free, and those of what the means are taken of. At one scale the
     mean of n codes is a tie wherever the remainder of their sum by n is half of it, at any other hardly ever.
     """
     for node in network.fx_graph.nodes:

@@ -45,17 +45,14 @@ def test_no_line_ends_in_blanks_and_no_reason_is_empty():
 
         def forward(self, x):
             y = self.lstm(self.linear(x))[0]
-            pair = y.max(1)
-            return pair[0], pair[1], torch.where(y > 0, y, 1.0), torch.cumsum(y, 1), nn.functional.max_pool1d(y, 2)
+            return y.topk(2, 1), torch.where(y > 0, y, 1.0), torch.cumsum(y, 1), nn.functional.max_pool1d(y, 2)
 
     wrapped = edgeq.PTCFxModule(Many())
     lines = wrapped.explain().splitlines()
     assert all(line == line.rstrip() for line in lines)
     reasons = {name: value for name, *_, value in rows(wrapped)}
     assert reasons["lstm"] == "the loop over time inside of the call computes in float, with weights from integers"
-    assert reasons["max_1"] == "stays float: a reduction, which may give indices as well"
-    assert reasons["where"] == "stays float: the number that it picks may have no code"
-    assert reasons["cumsum"] == "stays float: not in edgeq's table of operators"
+    assert reasons["topk"] == "stays float: it works on values and their places together"
     assert reasons["gt"] == "never touched: no floating tensor"
 
 
