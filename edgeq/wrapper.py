@@ -71,7 +71,7 @@ class ExportingModule(nn.Module):
         from edgeq.onnx.export import as_inputs, export
 
         network = self.integer_network()
-        inputs = as_inputs(example_inputs, network.argument_names)
+        inputs = as_inputs(example_inputs, network)
         return export(
             as_one(network, inputs) if isinstance(network, ConvertedParts) else network,
             inputs,
@@ -92,7 +92,7 @@ class ExportingModule(nn.Module):
         from edgeq.onnx.verify import compare
 
         network = self.integer_network()
-        inputs = as_inputs(inputs, network.argument_names)
+        inputs = as_inputs(inputs, network)
         return compare(
             as_one(network, inputs) if isinstance(network, ConvertedParts) else network, filename, inputs, batch
         )
@@ -108,9 +108,9 @@ class ExportingModule(nn.Module):
         network = self.integer_network()
         if not isinstance(network, ConvertedParts):
             raise SpecError("The network is quantized as a whole: export() writes it.")
-        inputs = inputs_of_parts(network, as_inputs(example_inputs, network.argument_names))
+        inputs = inputs_of_parts(network, as_inputs(example_inputs, network))
         return {
-            path: export(part, as_inputs(inputs[path], part.argument_names), Path(folder) / f"{path}.onnx", **options)
+            path: export(part, as_inputs(inputs[path], part), Path(folder) / f"{path}.onnx", **options)
             for path, part in network.parts.items()
         }
 

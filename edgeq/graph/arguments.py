@@ -94,13 +94,13 @@ class Arguments:
         self._has_default = True
         return self.placeholder(name, (None if default is EMPTY or isinstance(default, Tensor) else default,))
 
-    def given(self, name: str, example: Any, proxy: Any) -> Any:
-        """The example with what is picked from its proxy in the place of each item."""
+    def given(self, name: str, example: Any, proxy: Any, stays: bool = False) -> Any:
+        """The example with what is picked from its proxy in the place of each item, unless it `stays` as it is."""
 
         def item(path: tuple[Any, ...], leaf: Any) -> Any:
             found = name + pytree.keystr(path), _picked(proxy, example, path), leaf
             self.leaves.append(found)
-            if not self.is_fixed(leaf):
+            if not (stays or self.is_fixed(leaf)):
                 return found[1]
             self.fixed.append(found)
             return leaf
@@ -120,8 +120,9 @@ def call_arguments(
     is_fixed: Callable[[Any], bool],
 ) -> Arguments:
     """What to capture the forward of `model` with. Every argument is an input of the graph; in use are those that are
-    `given`. Without example inputs (None) those without a default are, and those whose default is a float: what else
-    has a default (None, a switch, a count) mostly decides what is computed, and keeps it.
+    `given`, but for a count that is the default. Without example inputs (None) those without a default are, and those
+    whose default is a float: what else has a default (None, a switch, a count) mostly decides what is computed, and
+    keeps it.
     """
     found = Arguments(placeholder, is_fixed)
     values = {} if given is None else given.arguments
@@ -142,11 +143,13 @@ def call_arguments(
             for key, example in values.get(name, {}).items():
                 found.kwargs[key] = found.given(key, example, found.input(key))
         else:
-            value = found.input(name, parameter.default)
+            default = parameter.default
+            value = found.input(name, default)
+            is_count = isinstance(default, int) and values.get(name) == default
             if name in values:
-                value = found.given(name, values[name], value)
-            elif given is not None or not (name in needed or isinstance(parameter.default, float)):
-                value = found.kept(name, parameter.default, value)
+                value = found.given(name, values[name], value, is_count)
+            elif given is not None or not (name in needed or isinstance(default, float)):
+                value = found.kept(name, default, value)
             if parameter.kind in POSITIONAL:
                 found.args.append(value)
             else:

@@ -32,6 +32,12 @@ class Faced(nn.Module):
         """The names of the arguments of the forward, in order."""
         return list(inspect.signature(self.face.forward).parameters)
 
+    @property
+    def argument_defaults(self) -> dict[str, Any]:
+        """The defaults of those arguments that have one."""
+        parameters = inspect.signature(self.face.forward).parameters.values()
+        return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.face(*args, **kwargs)
 

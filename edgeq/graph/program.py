@@ -64,6 +64,12 @@ class Program(nn.Module):
         """The names of the arguments that the graph takes, in order."""
         return [str(node.target) for node in self.fx_graph.nodes if node.op == "placeholder"]
 
+    @property
+    def argument_defaults(self) -> dict[str, Any]:
+        """The defaults of those arguments that have one."""
+        inputs = (node for node in self.fx_graph.nodes if node.op == "placeholder")
+        return {str(node.target): node.args[0] for node in inputs if node.args}
+
     def keep(self, **values: Any) -> None:
         """Sets attributes, whatever the user's children are called."""
         self.__dict__.update(values)

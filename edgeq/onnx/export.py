@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from edgeq.errors import ExportError, suggestion
 from edgeq.graph.arguments import as_call, describe
 from edgeq.graph.convert import ConvertedModule
+from edgeq.graph.face import Faced
+from edgeq.graph.program import Program
 from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
 from edgeq.onnx.integer import to_integer
@@ -149,15 +151,16 @@ def write_atomically(data: bytes, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def as_inputs(inputs: Any, names: Sequence[str]) -> tuple[Any, ...]:
-    """The arguments of a model's forward, which are called `names`: a dict may hold them by name, and a tensor, or
-    anything else that is not a tuple, is its only one.
+def as_inputs(inputs: Any, network: Program | Faced) -> tuple[Any, ...]:
+    """The arguments of a network's forward: a dict may hold them by name, and a tensor, or anything else that is not a
+    tuple, is its only one. Raises ExportError for inputs of which none can be compared.
     """
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs hold no tensor: {inputs!r}. Give the arguments of the model's forward.")
+    names, defaults = network.argument_names, network.argument_defaults
     inputs, by_name = as_call(inputs, names)
     last = max((names.index(name) for name in by_name), default=-1)
-    inputs = (*inputs, *(by_name.get(name) for name in names[: last + 1]))
+    inputs = (*inputs, *(by_name.get(name, defaults.get(name)) for name in names[: last + 1]))
     if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in pytree.tree_leaves(inputs)):
         raise ExportError(f"The inputs are empty ({describe(inputs)}): there is nothing to compare the file on.")
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
