@@ -166,13 +166,13 @@ def _require_distinct(names: list[str]) -> None:
 
 def _take_tensors_only(program: Program, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Gives every tensor inside of a dict, list or tuple an input of its own, and returns the inputs to match:
-    exporters take a dict that comes last for keyword arguments.
+    exporters take a dict that comes last for keyword arguments. What is no tensor is none of the file either.
     """
     graph = program.fx_graph
     flat: list[Any] = []
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for placeholder, value in zip(placeholders, inputs, strict=False):
-        if not isinstance(value, dict | list | tuple):
+        if isinstance(value, Tensor):
             flat.append(value)
             continue
 
