@@ -166,7 +166,7 @@ for _rank in (1, 2, 3):
 
 @_named
 def _softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    return torch.softmax(x, dim)
+    return torch.softmax(x, dim) if dtype is None else torch.softmax(x, dim, dtype=dtype)
 
 
 @_named
@@ -226,7 +226,7 @@ def _meshgrid(tensors: list[Any], indexing: str = "ij") -> Any:
 
 @_named
 def _view(x: Any, size: Any) -> Any:
-    return x.reshape(size)
+    return x.view(size) if isinstance(size, torch.dtype) else x.reshape(size)
 
 
 @_named
@@ -251,6 +251,8 @@ def _col2im(x: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride:
 
 @_named
 def _to(x: Any, *args: Any, **kwargs: Any) -> Any:
+    if args and isinstance(args[0], Tensor | fx.Proxy):
+        return x.type_as(args[0])
     return x.to(*[value for value in args if isinstance(value, torch.dtype | torch.device)], **kwargs)
 
 
