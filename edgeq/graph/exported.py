@@ -82,12 +82,7 @@ class _Raised:
         self.appending.root = model
         self.values: dict[fx.Node, Any] = {}
         self._inputs(given)
-        nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
-        for key, members in itertools.groupby(nodes, self._call_of):
-            group = list(members)
-            if key is None or not self._module_call(key[1], group):
-                for node in group:
-                    self._node(node)
+        self._nodes(exported.graph)
         self._output()
 
     # ---- inputs and outputs
@@ -164,7 +159,34 @@ class _Raised:
             found = self.values[value] = self._proxy(self.graph.get_attr(found.path))
         return found
 
+    def _nodes(self, recorded: fx.Graph) -> None:
+        nodes = [node for node in recorded.nodes if node.op == "call_function"]
+        for key, members in itertools.groupby(nodes, self._call_of):
+            group = list(members)
+            if key is None or not self._module_call(key[1], group):
+                for node in group:
+                    self._node(node)
+
+    def _region(self, node: fx.Node) -> None:
+        """What stands under `torch.no_grad()` or `torch.autocast()` is recorded as a graph of its own; here it is a
+        part of the one.
+        """
+        at = next(
+            index for index, value in enumerate(node.args) if isinstance(value, fx.Node) and value.op == "get_attr"
+        )
+        target: Any = node.args[at]
+        inner = getattr(self.exported.graph_module, str(target.target)).graph
+        placeholders = [each for each in inner.nodes if each.op == "placeholder"]
+        for placeholder, value in zip(placeholders, node.args[at + 1 :], strict=True):
+            self.values[placeholder] = self.values[value] if isinstance(value, fx.Node) else value
+        self._nodes(inner)
+        (output,) = (each for each in inner.nodes if each.op == "output")
+        self.values[node] = fx.node.map_aggregate(output.args[0], self._value)
+
     def _node(self, node: fx.Node) -> None:
+        if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name().startswith("wrap_with"):
+            self._region(node)
+            return
         known = len(self.graph.nodes)
         args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
         plain: Any = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # type: ignore[arg-type]

@@ -290,3 +290,27 @@ def test_the_model_is_as_before_afterwards(works):
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_stands_under_autocast_or_no_grad_is_part_of_the_graph():
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            if x.shape[0] == 0:
+                return x
+            y = self.first(x)
+            with torch.autocast("cpu", enabled=False):
+                y = self.norm(y.float()) * 2
+            with torch.no_grad():
+                mean = x.mean(-1, keepdim=True)
+            return self.last(y + mean)
+
+    torch.manual_seed(0)
+    model, x = Regions().eval(), images(6, 8)
+    wrapped = calibrated(model, x, example_inputs=x)
+    assert [layer.site.name for layer in wrapped.module.quantized_layers()] == ["first", "last"]
+    (found,) = assert_exact(wrapped, x)
+    assert (found - model(x)).norm() < 0.05 * model(x).norm()
