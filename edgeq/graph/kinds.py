@@ -40,8 +40,9 @@ def floating_nodes(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
             floating.update(data_inputs(node, module))
         if _is_floating(node, root, floating):
             floating.add(node)
-    floating -= bundles(graph)
-    return floating - _between_integers(graph, floating)
+    containers = bundles(graph)
+    floating -= containers
+    return floating - _between_integers(graph, floating | containers)
 
 
 def _between_integers(graph: fx.Graph, floating: set[fx.Node]) -> set[fx.Node]:
@@ -54,9 +55,10 @@ def _between_integers(graph: fx.Graph, floating: set[fx.Node]) -> set[fx.Node]:
         if node in floating and sources and all(source in found or source not in floating for source in sources):
             found.add(node)
     for node in reversed(graph.nodes):
-        if node in found and (not node.users or any(user in floating and user not in found for user in node.users)):
+        readers = [user for user in node.users if user.op == "output" or (user in floating and user not in found)]
+        if readers or not node.users:
             found.discard(node)
-    return found - {node for node in found if any(user.op == "output" for user in node.users)}
+    return found
 
 
 def bundles(graph: fx.Graph) -> set[fx.Node]:
