@@ -115,7 +115,7 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
         if failed:
             raise DifferenceError("\n".join(failed))
         tensors = [tensor for result in results for parity in result.parity for tensor in parity.tensors]
-        verdict.unequal = max((tensor.local_unequal / tensor.elements for tensor in tensors), default=0.0)
+        verdict.unequal = max((tensor.local_unequal / max(tensor.elements, 1) for tensor in tensors), default=0.0)
 
 
 def settle_norms(network: nn.Module, inputs: tuple[Any, ...]) -> None:
