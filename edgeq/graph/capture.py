@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from edgeq.errors import TraceError
+from edgeq.graph.functional_norms import note_live_norms
 from edgeq.graph.rewrite import drop_constant_dropouts
 from edgeq.graph.trace import trace
 
@@ -26,7 +28,9 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
     try:
         graph = trace(model, leaves, example_inputs)
         if not isinstance(model, fx.GraphModule):
-            drop_constant_dropouts(graph, lambda: trace(model, leaves, example_inputs, training=True))
+            in_training = cache(lambda: trace(model, leaves, example_inputs, training=True))
+            drop_constant_dropouts(graph, in_training)
+            note_live_norms(graph, in_training)
             _tell_of_training_only(model, graph, leaves, example_inputs)
         return graph
     except TraceError as error:

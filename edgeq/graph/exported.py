@@ -29,6 +29,7 @@ from edgeq.graph.kinds import FLOATING
 from edgeq.graph.recording import record
 from edgeq.graph.sizes import check_sizes
 from edgeq.graph.trace import SCOPE, Tracer
+from edgeq.graph.undisturbed import undisturbed
 
 TOLERANCE = 1e-4  # of the greatest output: what another order of float operations comes to, and no more
 LOOPS = ("aten.lstm.", "aten.gru.", "aten.rnn_")
@@ -43,20 +44,16 @@ def trace_exported(model: nn.Module, leaves: Iterable[str | type[nn.Module]], ex
     Raises TraceError when torch.export cannot follow either, or when its graph computes something else.
     """
     given = bound(model, example_inputs)
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        exported = record(model, given)
-        graph = _Raised(model, exported, leaves, given).graph
-        _compare(model, graph, given)
-        return graph
+        with undisturbed(model, training=False):
+            exported = record(model, given)
+            graph = _Raised(model, exported, leaves, given).graph
+            _compare(model, graph, given)
+            return graph
     except TraceError:
         raise
     except Exception as error:  # of whatever function of PyTorch's does not take what was recorded
         raise TraceError(f"What torch.export recorded cannot be written as a graph: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 class _Appending(Replacing, fx.proxy.GraphAppendingTracer):

@@ -9,10 +9,11 @@ from torch import fx, nn
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator_of
 from edgeq.modules.affine import Affine
+from edgeq.modules.functional_norm import FrozenNorm, FunctionalNorm
 from edgeq.modules.norm_slice import NormSlice
 from edgeq.modules.torch_class import torch_class
 
-OF_ANY_RANK = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, NormSlice)
+OF_ANY_RANK = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, NormSlice, FunctionalNorm, FrozenNorm)
 NORMS: dict[str, tuple[type[nn.Module], ...]] = {
     "1d": (nn.BatchNorm1d, *OF_ANY_RANK),
     "2d": (nn.BatchNorm2d, *OF_ANY_RANK),

@@ -39,6 +39,7 @@ from edgeq.graph.masks import mask_scores
 from edgeq.graph.part import part
 from edgeq.graph.put import put
 from edgeq.modules.affine import Affine
+from edgeq.modules.functional_norm import FrozenNorm, FunctionalNorm
 from edgeq.modules.norm_slice import NormSlice
 from edgeq.modules.normalization import Normalization
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -153,7 +154,7 @@ TABLE: tuple[Operator, ...] = (
     O("function", B.OWN, (), *named("exp exp2 expm1 log1p sqrt square rsqrt reciprocal erf erfc sin cos tan asin acos atan sinh cosh asinh atanh arcsin arccos arctan sinc"), inputs=(0,)),
     O("step", B.OWN, (), *named("floor ceil round trunc fix frac sign sgn nan_to_num"), inputs=(0,), note="exact for each code"),
     # ---- normalisation that is not folded into a layer
-    O("batch_norm", B.OWN, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.modules.batchnorm._BatchNorm, NormSlice), (F.batch_norm,), inputs=(0,)),
+    O("batch_norm", B.OWN, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.modules.batchnorm._BatchNorm, NormSlice, FunctionalNorm, FrozenNorm), (F.batch_norm,), inputs=(0,)),
     O("layer_norm", B.OWN, (nn.LayerNorm, Normalization), (F.layer_norm,), inputs=(0,)),
     O("group_norm", B.OWN, (nn.GroupNorm,), (F.group_norm,), inputs=(0,)),
     O("rms_norm", B.OWN, (nn.RMSNorm,), (F.rms_norm, torch.rms_norm), inputs=(0,)),

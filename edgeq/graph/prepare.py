@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -13,6 +13,7 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import NothingToQuantizeError, SpecError
 from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
+from edgeq.graph.functional_norms import norm_modules
 from edgeq.graph.fuse import Chain
 from edgeq.graph.in_place import functionalize, written_inputs
 from edgeq.graph.kinds import module_of
@@ -33,6 +34,7 @@ from edgeq.modules.affine import Affine
 from edgeq.modules.computed import take_over_hooks
 from edgeq.modules.embedding import QuantizedEmbedding, QuantizedEmbeddingBag, TableQuantizer, reference
 from edgeq.modules.float32_state import Float32State
+from edgeq.modules.functional_norm import FunctionalNorm
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
@@ -82,8 +84,8 @@ def prepare(
     drop_unread(graph)
     reshape_views(graph)
     name_parts(graph, root)
-    dropouts = nn.ModuleDict(dropout_modules(graph))
-    quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts)
+    norms, dropouts = nn.ModuleDict(norm_modules(graph, root, is_qat)), nn.ModuleDict(dropout_modules(graph))
+    quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts, norms)
     root.add_module(RESERVED, quantization)
     name_computed_parameters(graph, root, quantization.layers, f"{RESERVED}.layers")
     drop_unread(graph)
@@ -105,6 +107,8 @@ def prepare(
     _move_to_the_model(root)
     prepared = PreparedModule(root, graph, quantization, qconfig, backend, calibration, is_qat, *decided)
     prepared.keep(writes=writes)
+    for norm in norms.children():
+        cast(FunctionalNorm, norm).move(root, prepared.tree)
     measure(prepared, before, example_inputs)
     return prepared
 

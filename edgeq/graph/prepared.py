@@ -35,10 +35,16 @@ class Quantization(nn.Module):
     """What quantization adds to a network, under the one key `quantization` of its state dict."""
 
     def __init__(
-        self, schedule: Schedule, tensors: nn.ModuleDict, layers: nn.ModuleDict, dropouts: nn.ModuleDict
+        self,
+        schedule: Schedule,
+        tensors: nn.ModuleDict,
+        layers: nn.ModuleDict,
+        dropouts: nn.ModuleDict,
+        norms: nn.ModuleDict,
     ) -> None:
         super().__init__()
-        self.schedule, self.tensors, self.layers, self.dropouts = schedule, tensors, layers, dropouts
+        self.schedule, self.tensors, self.layers = schedule, tensors, layers
+        self.dropouts, self.norms = dropouts, norms
 
 
 class PreparedModule(Program):

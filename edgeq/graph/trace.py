@@ -19,6 +19,7 @@ from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import Replacing, decomposition_of
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.program import Program
+from edgeq.graph.undisturbed import undisturbed
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.modules.torch_class import torch_class
 
@@ -119,7 +120,7 @@ def _structured(value: Any, output: Any) -> Any:
 def trace(
     model: nn.Module, leaves: Iterable[str | type[nn.Module]] = (), example_inputs: Any = None, training: bool = False
 ) -> fx.Graph:
-    """The graph of `model` in evaluation mode, or in training mode; its training flags are as before afterwards. What
+    """The graph of `model` in evaluation mode, or in training mode; it is as before afterwards. What
     `example_inputs` hold are the inputs of the graph; without them, the arguments without a default.
 
     Raises TraceError, naming file, line and submodule, for a model that decides by the values of its tensors.
@@ -127,10 +128,9 @@ def trace(
     if isinstance(model, fx.GraphModule):
         return model.graph
     tracer = Tracer(leaves, None if example_inputs is None else bound(model, example_inputs))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.train(training)
-        return tracer.trace(model)
+        with undisturbed(model, training):
+            return tracer.trace(model)
     except RecursionError as error:
         raise TraceError(
             f"{type(model).__name__} cannot be traced within Python's recursion limit of {sys.getrecursionlimit()}: "
@@ -139,9 +139,6 @@ def trace(
         ) from error
     except Exception as error:
         raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _explanation(error: Exception, scope: str, model: nn.Module) -> str:

@@ -53,7 +53,7 @@ MOVED = """
 """
 
 ABSORBED = """
-    F.relu(h) torch.relu(h) h.relu() nn.ReLU()(h) nn.ReLU(inplace=True)(h) F.relu(h,inplace=True) F.relu_(h) torch.relu_(h) h.relu_() F.relu6(h) nn.ReLU6()(h) F.hardtanh(h) F.hardtanh(h,-0.5,0.5) nn.Hardtanh(-0.3,0.6)(h) F.hardtanh_(h)
+    F.batch_norm(h,m.mean,m.var) F.relu(h) torch.relu(h) h.relu() nn.ReLU()(h) nn.ReLU(inplace=True)(h) F.relu(h,inplace=True) F.relu_(h) torch.relu_(h) h.relu_() F.relu6(h) nn.ReLU6()(h) F.hardtanh(h) F.hardtanh(h,-0.5,0.5) nn.Hardtanh(-0.3,0.6)(h) F.hardtanh_(h)
     h.clamp(-0.4,0.4) torch.clamp(h,min=-0.2) h.clamp(max=0.3) h.clip(0,1) torch.clip(h,-0.5,0.5) h.clamp_min(0) torch.clamp_min(h,-0.1) h.clamp_max(0.5) torch.clamp_max(h,0.3) h.clamp_(0,6) torch.clamp_(h,-0.3,0.3) h.clip_(0,1)
 """
 
@@ -68,7 +68,7 @@ COMPUTED = """
     h.mean(1) torch.mean(h,(2,3)) h.mean((2,3),keepdim=True) h.sum(1) torch.sum(h,dim=2) h.nansum(1) h.cumsum(1) torch.cumsum(h,2) h.prod(3) torch.prod(h,3) h.var(1) torch.var(h,(2,3)) h.std(1,keepdim=True) torch.std(h,1) h.norm(dim=1) torch.norm(h,dim=1) torch.linalg.norm(h,dim=1) torch.linalg.vector_norm(h,dim=1) h.logsumexp(1) torch.logsumexp(h,1)
     F.normalize(h) F.normalize(h,dim=-1) F.cosine_similarity(h,h.flip(1)) nn.CosineSimilarity()(h,h.flip(1)) F.pairwise_distance(h,h.flip(1)) nn.PairwiseDistance()(h,h.flip(1)) torch.cdist(h,h.flip(1))
     nn.AvgPool2d(2)(h) F.avg_pool2d(h,2) F.avg_pool2d(h,3,1,1) nn.AdaptiveAvgPool2d(1)(h) F.adaptive_avg_pool2d(h,2) nn.LPPool2d(2,2)(h) F.lp_pool2d(h,2,2) nn.LPPool1d(2,2)(h[:,0]) F.lp_pool1d(h[:,0],2,2) nn.LPPool3d(2,2)(h.unsqueeze(1)) F.lp_pool3d(h.unsqueeze(1),2,2) nn.CrossMapLRN2d(3)(h) F.fold(h.reshape(2,8,36),(7,7),(2,2)) nn.Fold((7,7),(2,2))(h.reshape(2,8,36))
-    nn.LayerNorm(6)(h) F.layer_norm(h,(6,)) F.layer_norm(h,[6,6]) nn.GroupNorm(2,8)(h) F.group_norm(h,2) nn.InstanceNorm2d(8)(h) F.instance_norm(h) nn.RMSNorm(6)(h) F.rms_norm(h,(6,)) nn.LocalResponseNorm(3)(h) F.local_response_norm(h,3) F.batch_norm(h,m.mean,m.var)
+    nn.LayerNorm(6)(h) F.layer_norm(h,(6,)) F.layer_norm(h,[6,6]) nn.GroupNorm(2,8)(h) F.group_norm(h,2) nn.InstanceNorm2d(8)(h) F.instance_norm(h) nn.RMSNorm(6)(h) F.rms_norm(h,(6,)) nn.LocalResponseNorm(3)(h) F.local_response_norm(h,3) 
     nn.Upsample(scale_factor=2,mode="bilinear")(h) F.interpolate(h,scale_factor=2,mode="bilinear") F.interpolate(h,(9,9),mode="bicubic") nn.UpsamplingBilinear2d(scale_factor=2)(h) F.upsample_bilinear(h,scale_factor=2) F.grid_sample(h,m.grid) F.grid_sample(h,m.grid,align_corners=False)
     F.pad(h,(1,1),value=0.7) nn.ConstantPad2d(1,0.4)(h) h.masked_fill(m.mask,0.4) torch.where(m.mask,h,0.4) torch.where(h>0,1.0,h) h.index_fill(1,m.index,0.5) h.scatter(1,m.places,0.5) h.scatter_add(1,m.places,h) torch.scatter_add(h,1,m.places,h.flip(1)) h.index_add(1,m.index,h[:,:4]) torch.lerp(h,h.flip(1),0.3) h.lerp(h.flip(1),0.3) h.index_put((m.rows,),h,accumulate=True)
     torch.matmul(h,h.mT) h@h.mT h.matmul(h.mT) torch.bmm(h[0],h[0].mT) h[0].bmm(h[0].mT) torch.mm(h[0,0],h[0,1]) h[0,0].mm(h[0,1]) h@h[0,0,0] torch.mv(h[0,0],h[0,0,0]) h[0,0].mv(h[0,0,1]) h[0,0,0]@h[0,0] operator.matmul(h,h.mT)

@@ -163,7 +163,7 @@ CALLS: dict[tuple[str, int], list[Call]] = {
     ("elu", 2): [lambda m, h: F.elu(h), lambda m, h: F.celu(h), lambda m, h: F.selu(h)],
     ("softplus", 2): [lambda m, h: F.softplus(h)],
     ("prelu", 2): [lambda m, h: F.prelu(h, m.slope), lambda m, h: torch.prelu(h, m.slope)],
-    ("batch_norm", 2): [lambda m, h: F.batch_norm(h, m.mean, m.var, m.slope, m.bias)],
+    ("batch_norm", 2): [lambda m, h: F.batch_norm(torch.tanh(h), m.mean, m.var, m.slope, m.bias)],
     ("layer_norm", 2): [lambda m, h: F.layer_norm(h, (6,))],
     ("group_norm", 2): [lambda m, h: F.group_norm(h, 4, m.slope, m.bias)],
     ("instance_norm", 2): [lambda m, h: F.instance_norm(h)],

@@ -11,6 +11,7 @@ from edgeq.graph.operators import TABLE, Behaviour, behaviour_of, operator_of
 from edgeq.graph.part import part
 from edgeq.graph.trace import trace
 from edgeq.modules.affine import Affine
+from edgeq.modules.functional_norm import FrozenNorm, FunctionalNorm
 from edgeq.modules.matmul import QuantizedMatmul
 from edgeq.modules.norm_slice import NormSlice
 from edgeq.modules.normalization import Normalization
@@ -29,6 +30,7 @@ UNREACHABLE = {  # what tracing never records under this name, or only with a de
     mask_scores,  # tests/graph/test_attention.py
     *(Affine, NormSlice, Normalization),  # made by passes: tests/graph/passes
     part,  # tests/graph/test_tuples.py
+    *(FunctionalNorm, FrozenNorm),  # made of functions: tests/graph/test_functional_norms.py
 }
 LOOSE = {"embedding", "embedding_bag", "integer", "comparison", "masked_fill"}  # not continuous, or nearly so
 

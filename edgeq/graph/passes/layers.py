@@ -11,11 +11,12 @@ from edgeq.graph.fuse import NORMS
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.passes.draft import Draft
 from edgeq.modules.folding import Folds
+from edgeq.modules.functional_norm import FrozenNorm, FunctionalNorm
 from edgeq.modules.operation import Operation
 from edgeq.modules.torch_class import torch_class
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CALLED_NORMS = (*BATCH_NORMS, nn.SyncBatchNorm)
+CALLED_NORMS = (*BATCH_NORMS, nn.SyncBatchNorm, FunctionalNorm, FrozenNorm)
 
 
 @dataclass(frozen=True)
