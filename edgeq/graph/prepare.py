@@ -117,12 +117,15 @@ def _traced(
     model: nn.Module, untraced: Iterable[str | type[nn.Module]], example_inputs: Any
 ) -> tuple[fx.Graph, nn.Module]:
     """A graph of our own and the tree that it is to run over. Constants that tracing met, which it leaves in the
-    model as attributes, go with the tree.
+    model as attributes, go with the tree as buffers, which follow it to other devices and are not saved.
     """
     known = set(vars(model))
     try:
         graph = copied(capture(model, untraced, example_inputs))
-        return graph, shell_tree(model)
+        root = shell_tree(model)
+        for name in sorted(set(vars(model)) - known):
+            root.register_buffer(name, root.__dict__.pop(name), persistent=False)
+        return graph, root
     finally:
         for name in set(vars(model)) - known:
             delattr(model, name)
@@ -276,7 +279,9 @@ class _Builder:
             None if node is None else module_of(node, self.root) for node in (chain.before, chain.norm, chain.affine)
         )
         numbers = {"factor": affine.factor, "offset": affine.offset} if isinstance(affine, Affine) else {}
-        return {"before": before, "norm": norm, **numbers}
+        nodes = {"before": chain.before, "norm": chain.norm}
+        paths = {name: str(node.target) for name, node in nodes.items() if node is not None}
+        return {"before": before, "norm": norm, "norm_paths": paths, **numbers}
 
     def _quantized_layer(self, head: fx.Node, module: nn.Module | None) -> QuantizedLayer:
         """The module that the head is to call: the user's own one as a quantized layer at its first call, a

@@ -166,7 +166,7 @@ class PreparedModule(Program):
 
     def apply_mode(self) -> None:
         """Sets phases and the modes of the children from the mode, the epoch and what is frozen."""
-        norms_live = self.training and self.schedule.norms_are_live
+        self._norms_live = norms_live = self.training and self.schedule.norms_are_live
         observing = self.training and self.schedule.observers_are_live
         for child in self.children():
             child.train(self.training and self.is_qat)
@@ -189,9 +189,16 @@ class PreparedModule(Program):
     def _lay_out(self) -> None:
         """Prepares what depends on where the tensors are and on who adapts."""
         layers = self.quantized_layers()
+        self._beside_norms = [layer for layer in layers if layer.site.norm_paths]
+        self._find_norms()
         for layer in layers:
             layer.forget()
         self._live_scales = together(layers)
+
+    def _find_norms(self) -> None:
+        """Lets layers know their batch norms, which may have been replaced since, by synchronized ones for example."""
+        for layer in self._beside_norms:
+            layer.site.find_norms(self.tree)
 
     def _apply(self, *args: Any, **kwargs: Any) -> PreparedModule:
         super()._apply(*args, **kwargs)
@@ -238,6 +245,8 @@ class PreparedModule(Program):
     def _run_in_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_qat:
             if not torch.compiler.is_compiling():
+                if self._norms_live:
+                    self._find_norms()
                 for group in self._live_scales:
                     group.refresh()
             return self.run(*args, **kwargs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from edgeq.errors import SpecError
 from edgeq.modules.operation import Operation
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -19,12 +20,33 @@ class Folds:
     the output's channels; `factor` and `offset`, numbers that the output is multiplied with and that are added to it.
 
     Nothing of it is ever copied: the deployed weight and bias are computed anew from what the parameters are now.
+    `norm_paths` says where the batch norms stand, by the names of their attributes here.
     """
 
     before: BatchNorm | None = None
     norm: BatchNorm | None = None
     factor: float = 1.0
     offset: float = 0.0
+    norm_paths: dict[str, str] = field(default_factory=dict)
+
+    def find_norms(self, root: nn.Module) -> None:
+        """Takes the batch norms that stand in `root` now, where others may have been put in their places, such as
+        synchronized ones. Raises SpecError for what is no batch norm over the same channels.
+        """
+        for name, path in self.norm_paths.items():
+            found, known = root.get_submodule(path), getattr(self, name)
+            if found is known:
+                continue
+            if (
+                not isinstance(found, BatchNorm)
+                or found.running_var is None
+                or found.num_features != known.num_features
+            ):
+                raise SpecError(
+                    f"{path!r} was {known}, which is folded into a layer, and now is {found}: only another batch norm "
+                    "over as many channels, with running statistics, can take its place."
+                )
+            setattr(self, name, found)
 
     @property
     def norms(self) -> list[BatchNorm]:
@@ -69,9 +91,7 @@ class Folds:
         output = output if self.factor == 1.0 else output * self.factor
         return output if self.offset == 0.0 else output + self.offset
 
-    def bias_beside(
-        self, operation: Operation, weight: Tensor, rounded: Tensor, bias: Tensor | None
-    ) -> Tensor | None:
+    def bias_beside(self, operation: Operation, weight: Tensor, rounded: Tensor, bias: Tensor | None) -> Tensor | None:
         """The bias for `around` with a `rounded` weight: what `before` adds goes into the deployed bias by way of the
         `weight` as it was.
         """

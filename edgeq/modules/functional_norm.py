@@ -65,14 +65,18 @@ class FunctionalNorm(BatchNorm):
         return keeper.momentum if isinstance(keeper, BatchNorm) else self._momentum
 
     @property
+    def num_batches_tracked(self) -> Tensor | None:  # type: ignore[override]
+        """How many batches the user's module has counted, if it does."""
+        return getattr(self._keeper, "num_batches_tracked", None)
+
+    @property
     def _keeper(self) -> Any:
         stored = self._stored["running_mean"]
         assert stored is not None
         return stored[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        momentum = self.momentum
-        batches = getattr(self._keeper, "num_batches_tracked", None)
+        momentum, batches = self.momentum, self.num_batches_tracked
         if self.training and batches is not None:
             batches.add_(1)
             momentum = 1.0 / float(batches) if momentum is None else momentum

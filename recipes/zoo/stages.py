@@ -111,9 +111,9 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
         else:
             results = [converted.export(inputs, Path(folder) / "network.onnx")]
     with stage("parity"):
-        failed = [str(result) for result in results if not result.passed]
+        failed = [parity for result in results for parity in result.parity if not parity.passed]
         if failed:
-            raise DifferenceError("\n".join(failed))
+            raise DifferenceError("\n".join(map(str, failed)))
         tensors = [tensor for result in results for parity in result.parity for tensor in parity.tensors]
         verdict.unequal = max((tensor.local_unequal / max(tensor.elements, 1) for tensor in tensors), default=0.0)
 

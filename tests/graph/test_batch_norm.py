@@ -1,11 +1,15 @@
 """Training with a live batch norm: no division by gamma, the user's eps and momentum, statistics that freeze."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import edgeq
-from tests.graph.parity import assert_exact, images
+from edgeq.errors import SpecError
+from tests.graph.parity import assert_exact, images, relative_error
+from tests.graph.test_functional_norms import NormAct
 
 PRESETS = ["WC8_AT8", "WT8SYMP2_AT8SYMP2", "WC4M4_AT8"]
 
@@ -131,3 +135,65 @@ def test_a_norm_over_rows_as_many_as_features_is_refused_and_can_be_kept():
     wrapped = edgeq.PTCFxModule(model, {"inherits": "DEFAULT", "rules": [{"name": "1", "quantize": False}]})
     with torch.no_grad():
         assert torch.allclose(wrapped.module.run_float(x), model(x), atol=1e-3)
+
+
+# ---- norms that are replaced after wrapping
+
+
+def synchronized_cases():
+    plain = convolution()
+    functional = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), NormAct(6))
+    return {"folded": plain, "called as a function": functional.train()}
+
+
+@pytest.mark.parametrize("name", ["folded", "called as a function"])
+@pytest.mark.parametrize("again", [True, False], ids=["before the next train()", "while training"])
+def test_synchronized_norms_take_the_places_of_others_after_wrapping(name, again):
+    model, x = synchronized_cases()[name], images(4, 3, 8, 8)
+    wrapped = training(model)
+    wrapped(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
+    assert converted is wrapped
+    if again:
+        wrapped.train()
+    norms = [module for module in wrapped.modules() if isinstance(module, nn.SyncBatchNorm)]
+    calls = []
+    norms[0].register_forward_hook(lambda *_: calls.append(1))
+    before = model[1].running_mean.clone()
+    wrapped(x).sum().backward()
+    (layer,) = wrapped.module.quantized_layers()
+    assert type(layer.site.norm) is nn.SyncBatchNorm
+    assert layer.site.norm in norms
+    assert calls == [1]
+    assert not torch.equal(model[1].running_mean, before)  # the tensors are the user's
+    assert model[1].weight.grad is not None
+    wrapped.eval()
+    assert_exact(wrapped, x)
+    twin = copy.deepcopy(wrapped).train()
+    twin(x)
+    (copied,) = twin.module.quantized_layers()
+    assert copied.site.norm in list(twin.modules())
+    assert copied.site.norm is not layer.site.norm
+
+
+@pytest.mark.parametrize(
+    "other", [nn.Identity(), nn.BatchNorm2d(4), nn.BatchNorm2d(6, track_running_stats=False)], ids=str
+)
+def test_nothing_else_can_take_the_place_of_a_folded_norm(other):
+    wrapped = training(convolution())
+    wrapped.module.set_submodule("1", other)
+    with pytest.raises(SpecError, match=r"'1' was BatchNorm2d\(6.*, which is folded into a layer, and now is .*: only"):
+        wrapped(images())
+    with pytest.raises(SpecError, match="only another batch norm over as many channels"):
+        wrapped.train()
+
+
+def test_another_batch_norm_of_the_users_is_used_from_then_on():
+    wrapped, x = training(convolution()), images(4, 3, 8, 8)
+    wrapped(x)
+    other = convolution([2.0] * 6)[1]
+    wrapped.module.set_submodule("1", other)
+    wrapped.train()
+    wrapped(x)
+    assert int(other.num_batches_tracked) == 1
+    assert relative_error(wrapped.eval()(x), nn.Sequential(convolution()[0], other, nn.ReLU()).eval()(x)) < 0.2

@@ -77,5 +77,5 @@ def test_only_the_first_forward_of_each_mode_looks_for_it():
 
 
 def test_example_inputs_show_it_at_once():
-    with pytest.raises(edgeq.SpecError, match="'encoder.stem' is called from outside of the forward of 'encoder'"):
+    with pytest.raises(edgeq.SpecError, match=r"'encoder\.stem' is called from outside of the forward of 'encoder'"):
         edgeq.PTCFxModule(Around("method", False), submodules=["encoder"], example_inputs=images())
