@@ -59,8 +59,9 @@ def avoid_ties(network: PreparedModule) -> None:
 
 
 def _means(network: PreparedModule) -> Iterator[tuple[TensorQuantizer, TensorQuantizer]]:
-    """The quantizers behind means, weighted ones too, whose scale is free, and those of what the means are taken of. At one scale the
-    mean of n codes is a tie wherever the remainder of their sum by n is half of it, at any other hardly ever.
+    """The quantizers behind means, weighted ones too, whose scale is free, and those of what the means are taken of.
+    At one scale the mean of n codes is a tie wherever the remainder of their sum by n is half of it, at any other
+    hardly ever.
     """
     for node in network.fx_graph.nodes:
         target: Any = module_of(node, network)
