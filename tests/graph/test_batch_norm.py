@@ -158,7 +158,8 @@ def test_synchronized_norms_take_the_places_of_others_after_wrapping(name, again
         wrapped.train()
     norms = [module for module in wrapped.modules() if isinstance(module, nn.SyncBatchNorm)]
     calls = []
-    norms[0].register_forward_hook(lambda *_: calls.append(1))
+    for norm in norms:
+        norm.register_forward_hook(lambda *_: calls.append(1))
     before = model[1].running_mean.clone()
     wrapped(x).sum().backward()
     (layer,) = wrapped.module.quantized_layers()

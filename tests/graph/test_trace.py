@@ -146,3 +146,16 @@ def test_a_model_whose_attribute_is_in_the_way_is_refused():
     model.quantization = nn.Identity()
     with pytest.raises(SpecError, match=r"already has an attribute 'quantization'.*rename"):
         edgeq.PTCFxModule(model)
+
+
+def test_constants_that_were_met_while_tracing_move_with_the_network_and_are_not_saved():
+    wrapped, x = calibrated(WithConstants(), images()), images()
+    constants = [name for name in wrapped.module._buffers if name.startswith("_tensor_constant")]
+    assert constants
+    assert not set(constants) & set(wrapped.module.state_dict())
+    wrapped.to(torch.float64)
+    assert {wrapped.module.get_buffer(name).dtype for name in constants} == {torch.float64}
+    wrapped.to("meta")
+    assert {wrapped.module.get_buffer(name).device.type for name in constants} == {"meta"}
+    twin = copy.deepcopy(calibrated(WithConstants(), x))
+    assert_exact(twin, x)
