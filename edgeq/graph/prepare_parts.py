@@ -21,7 +21,7 @@ from edgeq.graph.face import own_names
 from edgeq.graph.parts import PartedModule
 from edgeq.graph.prepare import STORED, prepare, shell_tree
 from edgeq.graph.prepared import PreparedModule
-from edgeq.graph.trace import trace
+from edgeq.graph.trace import Tracer, trace
 from edgeq.modules.layers import QUANTIZED
 from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
@@ -213,7 +213,8 @@ def parts_of(model: nn.Module, untraced: Untraced, example_inputs: Any) -> list[
                 raise TraceError(f"{path!r} is not called.")
             trace(module, _untraced_within(path, leaves), None if inputs is None else inputs[path])
         except (TraceError, SpecError):
-            for name, child in module.named_children():
+            inside = () if Tracer().is_leaf_module(module, path) else module.named_children()
+            for name, child in inside:  # PyTorch's own modules use what is inside of them without a call
                 visit(f"{path}.{name}", child)
         else:
             found.setdefault(module, path)

@@ -238,6 +238,20 @@ def test_extra_keys_stay_float_and_the_table_says_why(options):
     assert relative_error(assert_exact(wrapped, X)[0], model(X)[0]) < 0.02
 
 
+def test_what_is_inside_of_an_opaque_attention_is_no_part_by_itself():
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.last(self.inner(x, x, x)[0] if bool(x.sum() != 0) else x)
+
+    wrapped = calibrated(Deciding().eval(), X)
+    assert list(wrapped.module.parts) == ["last"]
+    assert_exact(wrapped, X)
+
+
 class Doubling(nn.MultiheadAttention):
     def forward(self, query, key, value, **options):
         output, weights = super().forward(query * 2, key, value, **options)
