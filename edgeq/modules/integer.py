@@ -90,20 +90,45 @@ class IntegerLayer(HandsOver, Float32State):
             return self._export(codes)
         parameters = self.exact_parameters()
         if isinstance(parameters, IntegerParameters):
-            return self._on_integer_kernel(codes, parameters)
-        sums = accumulate(self.operation, self.source.centre(codes), parameters)
-        if self.target is None:
-            return clip(sums.mul_(parameters.factor), self.floor, self.ceiling, fresh=True)
+            codes = self.source.from_centred(codes) if codes.is_floating_point() else codes
+            if self._is_proven(codes, parameters):
+                return self._on_integer_kernel(codes, parameters)
+            parameters = self._without_integer_kernel()
         centred = nobody_looks(self, self.readers) and not any(reader.works_on_codes for reader in self.readers)
-        return self.target.encode_accumulator(sums, parameters.factor, centred)
+        return self._on_float_kernel(codes, parameters, centred)
 
     @property
     def works_on_codes(self) -> bool:
         """Whether the layer wants its input as codes, not centred and in float32."""
         return isinstance(self.exact_parameters(), IntegerParameters)
 
+    def _on_float_kernel(self, codes: Tensor, parameters: ExactParameters, centred: bool = False) -> Tensor:
+        sums = accumulate(self.operation, self.source.centre(codes), parameters)
+        if self.target is None:
+            return clip(sums.mul_(parameters.factor), self.floor, self.ceiling, fresh=True)
+        return self.target.encode_accumulator(sums, parameters.factor, centred)
+
+    def _is_proven(self, codes: Tensor, parameters: IntegerParameters) -> bool:
+        """Whether the integer kernel gives what it should for such an input, tried once on random codes: oneDNN has
+        one for each shape, and for some shapes it is wrong (4x4 with a stride of 4, on AMX).
+        """
+        proven = parameters.kernel.proven
+        if codes.shape not in proven:
+            ends, generator = (self.source.low, self.source.high + 1), torch.Generator().manual_seed(0)
+            tried = torch.randint(*ends, codes.shape, generator=generator, dtype=torch.int16).to(codes.dtype)
+            expected = self._on_float_kernel(tried, self._exact_parameters())
+            proven[codes.shape] = torch.equal(self._on_integer_kernel(tried, parameters), expected)
+        return proven[codes.shape]
+
+    def _without_integer_kernel(self) -> ExactParameters:
+        """The exact parameters, from now on, until a buffer changes."""
+        assert self._cache is not None
+        key, inputs, _ = self._cache
+        parameters = self._exact_parameters()
+        self._cache = key, inputs, parameters
+        return parameters
+
     def _on_integer_kernel(self, codes: Tensor, parameters: IntegerParameters) -> Tensor:
-        codes = self.source.from_centred(codes) if codes.is_floating_point() else codes
         batched = codes.dim() > (1 if self.operation.function == "linear" else 3)
         codes = codes if batched else codes.unsqueeze(0)
         output = self._requantized(codes, parameters)
@@ -131,22 +156,30 @@ class IntegerLayer(HandsOver, Float32State):
         inputs += [] if target is None else [target.scale, target.zero_point]
         key = fingerprint(inputs)
         if self._cache is None or self._cache[0] != key:
-            factor = self.accumulator_scale
-            if target is not None:
-                weight_scale = self.operation.to_channels(self.weight_scale)
-                factor = multiplier(self.source.scale, weight_scale, target.scale)
-            self._cache = key, inputs, self._build(factor)
+            self._cache = key, inputs, self._integer_parameters() or self._exact_parameters()
         return self._cache[2]
 
-    def _build(self, factor: Tensor) -> ExactParameters | IntegerParameters:
-        operation, weight, reach = self.operation, self.weight.to(torch.float32), self.source.reach()
+    def _factor(self) -> Tensor:
+        """What makes an accumulator a code, or a real number."""
+        if self.target is None:
+            return self.accumulator_scale
+        return multiplier(self.source.scale, self.operation.to_channels(self.weight_scale), self.target.scale)
+
+    def _exact_parameters(self) -> ExactParameters:
+        weight = self.weight.to(torch.float32)
+        bias = None if self.bias is None else self.bias.to(torch.float64)
+        return exact_parameters(self.operation, weight, bias, self._factor(), *self.source.reach())
+
+    def _integer_parameters(self) -> IntegerParameters | None:
+        """None where the integer kernels of the host are not exact, or cannot do the operation."""
+        operation, weight, reach, factor = self.operation, self.weight.float(), self.source.reach(), self._factor()
         bias = None if self.bias is None else self.bias.to(torch.float64)
         each = factor.expand(operation.channels(weight)).contiguous()
         offset = torch.zeros_like(each) if bias is None else bias.abs()
         largest = largest_accumulator(operation, weight, *reach) + offset
         supported = onednn.supports(operation, self.weight, self.source.zero_point)
         if not supported or not self._sums_fit(largest, offset, each):
-            return exact_parameters(operation, weight, bias, factor, *reach)
+            return None
         zero = self._fused_zero(each)
         scale = None if zero is None else each
         kernel = onednn.IntegerKernel(operation, self.weight, bias, self.source.zero_point, scale)

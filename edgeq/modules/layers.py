@@ -80,7 +80,6 @@ class QuantizedReference(QuantizedLayer):
         whole = None if self.owner.bias is None else getattr(self.owner.bias_module, self.owner.bias)
         return whole if whole is None or self.owner.bias_rows is None else whole[self.owner.bias_rows]
 
-
     @property
     def deployed_bias(self) -> Tensor | None:
         """None as well for a bias that is computed: what would be added to it is forgotten at the next look."""

@@ -41,6 +41,7 @@ class IntegerKernel:
         self.conv = None if operation.function == "linear" else _conv_arguments(operation, weight)
         self.weight = weight.to(torch.int8).contiguous()  # which packing takes for granted
         self.packed: dict[torch.Size, Tensor] = {}
+        self.proven: dict[torch.Size, bool] = {}  # shapes of codes that it was tried on, and whether it was exact
 
     def outputs(self, codes: Tensor) -> tuple[int, ...]:
         """The shape of the sums for input codes of a shape."""

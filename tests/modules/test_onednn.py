@@ -154,3 +154,45 @@ def test_a_grouped_layer_converts_exactly_whatever_its_zero_point(inputs, output
     model.eval()
     assert torch.equal(model.convert()(x), model(x))
     assert (model(x) - conv(x)).norm() < 0.05 * conv(x).norm()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "stride", "padding", "size"),
+    [(32, 4, 4, 0, 28), (16, 8, 1, 0, 14), (16, 8, 4, 1, 28), (32, 8, 8, 0, 56), (48, 4, 4, 0, 28), (3, 16, 16, 0, 32)],
+)
+def test_a_kernel_as_large_as_patches_are_converts_exactly(inputs, kernel, stride, padding, size):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, 16, kernel, stride, padding)
+    model, x = edgeq.PTCFxModule(nn.Sequential(conv).eval()), torch.randn(2, inputs, size, size)
+    model.train()
+    model(x)
+    model.eval()
+    assert torch.equal(model.convert()(x), model(x))
+    assert (model(x) - conv(x)).norm() < 0.05 * conv(x).norm()
+
+
+def integer_layers(converted):
+    return [module for module in converted.modules() if isinstance(module, IntegerLayer)]
+
+
+@with_exact_kernels
+def test_a_kernel_that_is_off_by_one_for_a_shape_is_found_and_not_used(monkeypatch):
+    wrapped = edgeq.PTCFxModule(network("residual"))
+    wrapped.train()
+    x = batches(1)[0]
+    wrapped(x)
+    wrapped.eval()
+    converted = wrapped.convert()
+    assert torch.equal(converted(x), wrapped(x))
+    assert all(isinstance(layer.exact_parameters(), IntegerParameters) for layer in integer_layers(converted))
+    right = IntegerKernel.__call__
+
+    def wrong(self, codes, dtype=torch.float32, output_zero_point=0):
+        sums = right(self, codes, dtype, output_zero_point)
+        return sums + 200 * self.scale if codes.shape[-1] == 8 and dtype is torch.float32 else sums
+
+    monkeypatch.setattr(IntegerKernel, "__call__", wrong)
+    converted = wrapped.convert()
+    assert torch.equal(converted(x), wrapped(x))
+    on_kernels = [isinstance(layer.exact_parameters(), IntegerParameters) for layer in integer_layers(converted)]
+    assert 0 < sum(on_kernels) < len(on_kernels)
