@@ -40,7 +40,7 @@ def raised(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     the same arguments, where they are not written in Python. What there is none for is called as it is.
     """
     if not isinstance(target, torch._ops.OpOverload):
-        return target(*args, **kwargs)
+        return _recorded(target, args, kwargs) if target.__module__ == "math" else target(*args, **kwargs)
     name = target._schema.name.split("::")[1]
     if name in CHECKS:
         return None
@@ -62,8 +62,10 @@ def raised(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _recorded(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call of `target` itself, which does not know proxies."""
-    proxy = next(leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy))
-    return proxy.tracer.create_proxy("call_function", target, args, kwargs)
+    proxies = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)]
+    if not proxies:
+        return target(*args, **kwargs)
+    return proxies[0].tracer.create_proxy("call_function", target, args, kwargs)
 
 
 # ---- layers and what follows them

@@ -27,7 +27,7 @@ from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import Replacing, decomposition_of
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.recording import record
-from edgeq.graph.sizes import check_sizes
+from edgeq.graph.sizes import check_sizes, rounded_quotient
 from edgeq.graph.trace import SCOPE, Tracer
 from edgeq.graph.undisturbed import undisturbed
 
@@ -188,7 +188,12 @@ class _Raised:
         args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
         plain: Any = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # type: ignore[arg-type]
         args, kwargs = plain
-        value = raised(node.target, args, kwargs)
+        whole = rounded_quotient(node)
+        if whole is not None:
+            divide, *operands = whole
+            value = divide(*(self._value(operand) for operand in operands))
+        else:
+            value = raised(node.target, args, kwargs)
         self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
         _note_type(value, node)
         path = self._path(node)

@@ -6,7 +6,9 @@ the example's was possible; a graph that took it without a word would compute so
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,29 @@ def fixed_sizes(exported: Any) -> int:
     return sum(isinstance(guard.expr, sympy.Eq) and guard.expr.rhs.is_number for guard in decisions(exported))
 
 
+WHOLE: dict[Any, Callable[[Any, Any], Any]] = {math.ceil: lambda a, b: -(-a // b), math.floor: operator.floordiv}
+
+
 class OnProxies(PythonReferenceAnalysis):
     """Arithmetic on sizes that are recorded; what PyTorch has of it takes numbers and symbols for quotients."""
 
     truediv = int_truediv = staticmethod(operator.truediv)
     ceil = ceil_to_int = staticmethod(lambda x, *_: -(-x // 1))
     floor = floor_to_int = staticmethod(lambda x, *_: x // 1)
+
+
+def rounded_quotient(node: fx.Node) -> tuple[Callable[[Any, Any], Any], Any, Any] | None:
+    """`ceil(a / b)` or `floor(a / b)` of whole sizes, as a division without a remainder, which stays open in whatever
+    follows sizes later on, with a and b; None for any other node.
+    """
+    divide = WHOLE.get(node.target)  # type: ignore[arg-type]
+    quotient = node.args[0] if divide is not None else None
+    if not isinstance(quotient, fx.Node) or quotient.target is not operator.truediv:
+        return None
+    values = [item.meta.get("val") if isinstance(item, fx.Node) else item for item in quotient.args]
+    if divide is None or not all(type(value) in (int, torch.SymInt) for value in values):
+        return None
+    return divide, quotient.args[0], quotient.args[1]
 
 
 def check_sizes(exported: Any, items: list[Item], recorded: list[Any]) -> None:

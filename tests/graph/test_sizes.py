@@ -1,6 +1,7 @@
 """A model that looks at sizes is captured for those that lead the same way, and says so of all others."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -108,3 +109,27 @@ def test_checks_are_no_tensors_and_compile():
     assert torch.equal(compiled(images(3, 3, 10, 8)), wrapped(images(3, 3, 10, 8)))
     with pytest.raises(TraceError, match=r"x.shape\[2\] > 6"):
         compiled(images(3, 3, 5, 8))
+
+
+def pads_as_tensorflow_does(m, x):
+    if x.shape[2] > 100:  # what symbolic tracing cannot follow
+        return m.conv(x)
+    total = max((math.ceil(x.shape[3] / 3) - 1) * 3 + 3 - x.shape[3], 0)
+    return m.conv(nn.functional.pad(x, [total // 2, total - total // 2]))
+
+
+def halves_and_more(m, x):
+    if x.shape[2] > 100:
+        return m.conv(x)
+    return m.conv(x)[..., : math.floor(x.shape[3] / 2), : math.ceil(x.shape[2] * 0.7)]
+
+
+@pytest.mark.parametrize("function", [pads_as_tensorflow_does, halves_and_more])
+def test_rounded_quotients_of_sizes_are_followed(function, tmp_path):
+    model, x = Looking(function).eval(), images(2, 3, 8, 8)
+    wrapped = calibrated(model, x, example_inputs=x)
+    for size in (8, 10, 7, 15):
+        other = images(2, 3, size, size, seed=1)
+        assert assert_exact(wrapped, other)[0].shape == model(other).shape
+        assert relative_error(wrapped(other), model(other)) < 0.15
+    assert wrapped.export(x, tmp_path / "model.onnx").passed
