@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from edgeq.graph.divisors import divisors
 from edgeq.graph.fuse import Chain, chains
 from edgeq.graph.kinds import floating_nodes, module_of, table_of
 from edgeq.graph.marks import marked
-from edgeq.graph.operators import Behaviour, Operator, behaviour_of, data_inputs, operator_of
+from edgeq.graph.operators import MEANS, Behaviour, Operator, behaviour_of, data_inputs, operator_of
 from edgeq.graph.places import check_rules, node_name, places_of
 from edgeq.graph.program import Program
 from edgeq.graph.region import outside_of_region
@@ -63,7 +64,7 @@ def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     rules = {node: qconfig.rule_for(place) for node, place in places.items()}
     floating = floating_nodes(graph, root)
     outside = outside_of_region(graph, root)
-    marks = marked(graph, root)
+    marks = marked(graph, root) | divisors(graph, root)
     floats = {node for node in floating if node in outside or node in marks or stays_float(node, root, rules[node])}
     found = chains(graph, root, floats | (set(graph.nodes) - floating))
     annotation = Annotation(chains=found, places=places, rules=rules)
@@ -178,13 +179,20 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
             parent[node] = node = parent[parent[node]]  # halves the way for the next to come
         return node
 
+    def joins_a_mean(sources: list[fx.Node]) -> bool:
+        found = {find(source) for source in sources}
+        return any(find(mean) in found and find(source) in found - {find(mean)} for mean, source in means)
+
     producers: set[fx.Node] = set()
+    means: list[tuple[fx.Node, fx.Node]] = []  # with what each is taken of
     known: dict[fx.Node, Hashable] = {}  # the ranges of groups that are known beforehand, or their tables
     look_ups: dict[Hashable, fx.Node] = {}  # the first in each table
     tails = {chain.tail for chain in annotation.chains.values()}
     for node in graph.nodes:
         if node not in quantized:
             continue
+        if operator_of(node, module_of(node, root)).name in MEANS:
+            means += [(node, source) for source in data_inputs(node, module_of(node, root)) if source in quantized]
         if node in tails or node in annotation.reasons or not node.op.startswith("call"):
             producers.add(node)
             continue
@@ -196,8 +204,10 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
         if node in annotation.tables:
             known[node] = table_of(node, root), annotation.tables[node]
             parent[node] = look_ups.setdefault(known[node], node)
-        # A known range is not given up for a concatenation with others: runtimes compute a softmax for it alone.
-        if is_fixed or not sources or len({known.get(find(source)) for source in sources}) > 1:
+        # A known range is not given up for a concatenation with others: runtimes compute a softmax for it alone. And
+        # a mean at the scale of what it is taken of has ties all over, which runtimes round in their own ways.
+        mixed = len({known.get(find(source)) for source in sources}) > 1
+        if is_fixed or not sources or mixed or joins_a_mean(sources):
             producers.add(node)
             continue
         for source in sources:

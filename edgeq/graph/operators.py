@@ -243,6 +243,8 @@ TABLE: tuple[Operator, ...] = (
       named(COMPARISONS)[1]),
 )  # fmt: skip
 
+MEANS = ("avg_pool", "mean", "interpolate")  # rows that weigh numbers which have one scale
+
 UNKNOWN = O("unknown", B.FLOAT, note="not in edgeq's table of operators")
 
 DATA = ("input", "other", "mat2", "vec", "tensor", "value", "src", "source", "values", "x1", "x2")  # names of arguments

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgeq import arithmetic
 from edgeq.arithmetic import Rounding, dequantize
 from edgeq.graph.kinds import module_of
-from edgeq.graph.operators import operator_of
+from edgeq.graph.operators import MEANS, operator_of
 from edgeq.modules.pair import PAIRED
 from edgeq.qparams import QParams
 from edgeq.quantizers.kernel import grid_of
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 CODES = 1 << 8  # the most codes of an operand
 TRIES = 64  # scales
 NUDGE = 2.0**-16  # by which one is greater than the one before
-MEANS = ("avg_pool", "mean", "interpolate")
 MEAN_NUDGE = 2.0**-12
 
 

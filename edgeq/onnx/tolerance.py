@@ -33,8 +33,8 @@ OUTPUT_ERROR = 1e-4
 OWN_WAY: dict[str, tuple[Tolerance, str]] = {
     "softmax": (Tolerance(1, 0.02), "the runtime's softmax is its own: a table of exponentials when it is fused"),
     "layer_norm": (Tolerance(1, 0.002), "the sums of a layer norm are made in another order"),
-    "group_norm": (Tolerance(1, 0.002), "the sums of a group norm are made in another order"),
-    "instance_norm": (Tolerance(1, 0.002), "the sums of an instance norm are made in another order"),
+    "group_norm": (Tolerance(1, 0.005), "the runtime takes mean and variance of a group in one pass"),
+    "instance_norm": (Tolerance(1, 0.005), "the runtime takes mean and variance of a channel in one pass"),
     "batch_norm": (Tolerance(1, 0.002), "a batch norm by itself is computed in float"),
     "gelu": (Tolerance(1, 0.002), "the error function of the runtime is another approximation"),
     "silu": (Tolerance(1, 0.002), "the exponential of the runtime is another approximation"),
