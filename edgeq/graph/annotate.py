@@ -17,6 +17,7 @@ from edgeq.graph.kinds import floating_nodes, module_of, table_of
 from edgeq.graph.marks import marked
 from edgeq.graph.operators import MEANS, Behaviour, Operator, behaviour_of, data_inputs, operator_of
 from edgeq.graph.places import check_rules, node_name, places_of
+from edgeq.graph.positions import positions
 from edgeq.graph.program import Program
 from edgeq.graph.region import outside_of_region
 from edgeq.graph.stored_weights import has_stored_weight, spec_of_moved_codes, stored_weights
@@ -64,7 +65,7 @@ def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     rules = {node: qconfig.rule_for(place) for node, place in places.items()}
     floating = floating_nodes(graph, root)
     outside = outside_of_region(graph, root)
-    marks = marked(graph, root) | divisors(graph, root)
+    marks = marked(graph, root) | divisors(graph, root) | positions(graph, root)
     floats = {node for node in floating if node in outside or node in marks or stays_float(node, root, rules[node])}
     found = chains(graph, root, floats | (set(graph.nodes) - floating))
     annotation = Annotation(chains=found, places=places, rules=rules)

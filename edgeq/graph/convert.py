@@ -106,6 +106,7 @@ class _Converter:
         self.codes: dict[Node, Node] = {}
         self.reals: dict[Node, Any] = {}
         self.operations: dict[str, str] = {}
+        self.constants: dict[tuple[str, str], str] = {}
         self.clip_on_integers = network.backend.onnx.clip_on_integers
 
     def converted(self) -> ConvertedModule:
@@ -230,9 +231,8 @@ class _Converter:
         codes = Quantize(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
         path = _path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
         if source.op == "get_attr":
-            value = codes.encode(attribute(self.network, str(source.target)).detach())
-            path = _path("constants", quantizer.name)
-            self._install(path, value)
+            path = self._constant_path(quantizer.name, str(source.target))
+            self._install(path, codes.encode(attribute(self.network, str(source.target)).detach()))
             self._keep_codes(node, self.graph.get_attr(path), "constant")
             return
         row = operator_of(source, module_of(source, self.network))
@@ -250,6 +250,16 @@ class _Converter:
         self._install(path, codes)
         self._keep_codes(node, self.graph.call_module(path, (self._real(source),)), operation)
 
+    def _constant_path(self, quantizer: str, attribute_path: str) -> str:
+        """Where the codes of an attribute, or those of a table, go: several may have one quantizer."""
+        key = quantizer, attribute_path
+        if key not in self.constants:
+            name = quantizer
+            while _path("constants", name) in self.constants.values():
+                name += "_"
+            self.constants[key] = _path("constants", name)
+        return self.constants[key]
+
     def _table_quantizer(self, node: Node) -> TableQuantizer | None:
         """The quantizer behind a look-up that moves the codes of its table."""
         readers = [module_of(user, self.network) for user in node.users if user.name not in self.floats]
@@ -257,7 +267,7 @@ class _Converter:
 
     def _look_up(self, node: Node, quantizer: TableQuantizer) -> None:
         """The table as codes, and its rows picked from them."""
-        path = _path("constants", quantizer.name)
+        path = self._constant_path(quantizer.name, "")
         self._install(path, Codes(quantizer).encode(quantizer.table.detach()))
         picked = self._real(argument(node.args[0], 0, "input")), self.graph.get_attr(path)
         made = self.graph.create_node("call_function", functional.embedding, picked, name=quantizer.name)

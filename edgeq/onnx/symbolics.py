@@ -56,6 +56,21 @@ def _register() -> None:
         y = g.op("Div", x, g.op("Sqrt", g.op("Add", mean, g.op("Constant", value_t=torch.tensor(least)))))
         return y if symbolic_helper._is_none(weight) else g.op("Mul", y, weight)
 
+    def tile(g: Any, x: Any, dims: Any) -> Any:
+        """Tile, whose ranks must agree. The exporter's own decides about them in the file, with an invalid If."""
+        rank, listed = symbolic_helper._get_tensor_rank(x), symbolic_helper._is_packed_list(dims)
+        sizes = [len(symbolic_helper._unpack_list(dims))] if listed else symbolic_helper._get_tensor_sizes(dims)
+        if rank is None or not sizes or sizes[0] is None:
+            raise torch.onnx.errors.SymbolicValueError("A tile of a tensor of unknown rank cannot be written.", x)
+        missing = rank - sizes[0]
+        if missing > 0:
+            ones = g.op("Constant", value_t=torch.ones(missing, dtype=torch.int64))
+            dims = g.op("Concat", ones, dims, axis_i=0)
+        elif missing < 0:
+            x = symbolic_helper._unsqueeze_helper(g, x, list(range(-missing)))
+        return g.op("Tile", x, dims)
+
+    torch.onnx.register_custom_op_symbolic("aten::tile", tile, FIRST_OPSET)
     torch.onnx.register_custom_op_symbolic("aten::rms_norm", rms_norm, FIRST_OPSET)
     torch.onnx.register_custom_op_symbolic("edgeq::quantize", quantize, FIRST_OPSET)
     torch.onnx.register_custom_op_symbolic("edgeq::dequantize", dequantize, FIRST_OPSET)

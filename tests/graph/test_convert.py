@@ -163,6 +163,27 @@ def test_constants_are_kept_as_integers():
     assert [layer.weight.dtype for layer in layers] == [torch.int8] * 2  # the product with the table is one
 
 
+def test_constants_of_one_range_are_kept_apart():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = (nn.Parameter(torch.randn(1, 1, 8)) for _ in range(2))
+            self.long = nn.Parameter(torch.randn(1, 3, 8))
+            self.fc, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            tokens = [token.expand(x.size(0), -1, -1) for token in (self.first, self.second, self.long, self.first)]
+            return self.last(torch.cat([*tokens, self.fc(x)], 1))
+
+    wrapped = calibrated(Tokens().eval(), images(2, 5, 8))
+    converted = wrapped.convert()
+    assert_exact(wrapped, images(2, 5, 8))
+    kept = [value for key, value in converted.named_buffers() if "constants" in key]
+    assert [tuple(value.shape) for value in kept] == [(1, 1, 8), (1, 1, 8), (1, 3, 8)]
+    assert not torch.equal(kept[0], kept[1])
+
+
 def test_gradients_being_recorded_changes_no_power_of_two_number():
     wrapped, x = edgeq.PTCFxModule(network("residual"), "WT8SYMP2_AT8SYMP2").calibrate(batches()), batches(1)[0]
     with_gradients = wrapped(x)
