@@ -80,7 +80,7 @@ class Tracer(Replacing, fx.Tracer):
         else:
             result = super().call_module(m, forward, args, kwargs)
             if isinstance(m, Program):
-                result = _structured(result, next(reversed(m.fx_graph.nodes)).args[0])
+                result = _structured(result, next(iter(reversed(m.fx_graph.nodes))).args[0])
         self.paths.pop()  # not in a finally: after an error the path tells where it was
         return result
 
