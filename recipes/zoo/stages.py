@@ -24,7 +24,7 @@ STAGES = ("build", "prepare", "train", "calibrate", "convert", "export", "parity
 class Subject:
     """A network, and how it is used. `build` makes it, in eval mode; `inputs` the arguments of its forward for a
     batch of two, as a tuple, and `targets` what it takes besides in training. `options` go to edgeq's wrappers.
-    With `parts`, those submodules are quantized, and are files of their own; what stands around them stays Python.
+    `opset_version` is given where the default lacks an operator. With `parts`, those submodules are quantized, and are files of their own; what stands around them stays Python.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Subject:
     targets: Callable[[], tuple[Any, ...]] = tuple
     options: dict[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    opset_version: int | None = None
     note: str = ""
 
 
@@ -106,10 +107,11 @@ def _walk(subject: Subject, preset: str | None, verdict: Verdict) -> None:
         converted = model.convert()
         _same(model(*inputs), converted(*inputs), "The converted network differs from the simulated one")
     with stage("export"), tempfile.TemporaryDirectory() as folder:
+        opset = {} if subject.opset_version is None else {"opset_version": subject.opset_version}
         if subject.parts:
-            results = list(converted.export_parts(inputs, folder).values())
+            results = list(converted.export_parts(inputs, folder, **opset).values())
         else:
-            results = [converted.export(inputs, Path(folder) / "network.onnx")]
+            results = [converted.export(inputs, Path(folder) / "network.onnx", **opset)]
     with stage("parity"):
         failed = [parity for result in results for parity in result.parity if not parity.passed]
         if failed:

@@ -56,13 +56,20 @@ SIZES = {
     "legacy_xception": 299,
     "xception41p": 299,
 }
+OPSETS = {"halonet_h1": 18, "volo_d1_224": 18}  # for windows that overlap: Unfold of an open size, and Col2Im
 
 
 def subject(name: str, family: str) -> Subject:
     """One of the networks above."""
     own = name.removeprefix(PREFIX)
     size = SIZES.get(own, 224)
-    return Subject(name, family, lambda: _build(own), lambda: (torch.randn(2, 3, size, size),))
+    opset = OPSETS.get(own)
+    note = "" if opset is None else f"opset {opset}"
+
+    def inputs() -> tuple[torch.Tensor, ...]:
+        return (torch.randn(2, 3, size, size),)
+
+    return Subject(name, family, lambda: _build(own), inputs, opset_version=opset, note=note)
 
 
 def _build(name: str) -> nn.Module:
