@@ -18,7 +18,9 @@ from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.graph.prepared import RESERVED
 from edgeq.graph.program import Program
+from edgeq.graph.rewrite import drop_unread
 from edgeq.onnx.recurrent import write_recurrent
+from edgeq.onnx.results import has_names, opened, tensors_in
 from edgeq.onnx.specialize import specialize
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def capture(
         warnings.simplefilter("ignore")
         try:
             model = exporter(program, inputs, opset, dynamic_batch, inputs_named, names)
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:  # the network itself has just run
+        except Exception as error:  # of many kinds, those of the exporter: the network itself has just run
             cause: BaseException = error
             while cause.__cause__ is not None and not isinstance(cause, ExportError):
                 cause = cause.__cause__  # the outer ones only say in which step it was
@@ -125,24 +127,15 @@ def _argument_names(program: Program, inputs: tuple[Any, ...]) -> list[str]:
     placeholders = [str(node.target) for node in program.fx_graph.nodes if node.op == "placeholder"]
     names = []
     for name, value in zip(placeholders, inputs, strict=False):
-        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
-            if isinstance(leaf, Tensor):
-                names.append("_".join([name, *(_key(part) for part in path)]))
+        names += ["_".join([name, *path]) for path, _ in tensors_in(value)]
     return names
 
 
 def _result_names(example: Any) -> list[str]:
-    leaves = pytree.tree_flatten_with_path(example)[0]
-    if len(leaves) == 1 and not leaves[0][0]:
-        return ["output"]
-    if isinstance(example, dict):
-        names = ["_".join(_key(part) for part in path) for path, _ in leaves]
+    names = ["_".join(path) for path, _ in tensors_in(example)]
+    if has_names(example):
         return [f"output_{name}" if name[:1].isdigit() else name for name in names]  # exporters want a letter first
-    return ["_".join(["output", *(_key(part) for part in path)]) for path, _ in leaves]
-
-
-def _key(part: Any) -> str:
-    return str(getattr(part, "key", getattr(part, "idx", part)))
+    return [f"output_{name}" if name else "output" for name in names]
 
 
 def _names(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
@@ -200,8 +193,9 @@ def _return_tensors_too(program: Program, tensors: tuple[str, ...]) -> None:
     output = next(node for node in graph.nodes if node.op == "output")
     by_name = {node.name: node for node in graph.nodes}
     leaves: list[fx.Node] = []
-    fx.node.map_arg(output.args[0], leaves.append)
+    fx.node.map_arg(opened(output.args[0]), leaves.append)
     output.args = ((*leaves, *(by_name[name] for name in tensors)),)
+    drop_unread(graph)
     program.compile_graph()
 
 

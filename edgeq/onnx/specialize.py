@@ -54,12 +54,15 @@ def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -
                 "The model cannot take a batch of another size, so it cannot be exported with dynamic_batch=True: "
                 f"{error}"
             ) from error
-    fixed = {node: value for node, value in values.items() if _is_size(value) and value == others[node]}
+    sizes: dict[fx.Node, Any] = {node: value for node, value in values.items() if _is_size(value)}
+    fixed = {node: value for node, value in sizes.items() if value == others[node]}
     for node in list(program.fx_graph.nodes):
+        known = sizes if node.op == "output" else fixed  # a file returns no sizes
+        node.args, node.kwargs = (
+            fx.node.map_arg(item, lambda n: known.get(n, n))  # noqa: B023
+            for item in (node.args, node.kwargs)
+        )
         if node.op.startswith("call") and node not in fixed:
-            node.args, node.kwargs = (
-                fx.node.map_arg(item, lambda n: fixed.get(n, n)) for item in (node.args, node.kwargs)
-            )
             _fix_sizes(node, program, values[node], others[node])
     write_out_uneven_pools(program, values)
     for node in reversed(list(program.fx_graph.nodes)):

@@ -25,6 +25,7 @@ from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.modules.integer import IntegerLayer
 from edgeq.onnx.capture import tensor_names
+from edgeq.onnx.results import tensors_in
 from edgeq.onnx.session import Runtime
 from edgeq.onnx.tolerance import OTHERWISE, OUTPUT_ERROR, Tolerance, cause_of, tolerance_of
 
@@ -210,12 +211,12 @@ class _Comparison:
         theirs = self.runtime.run([leaf.numpy() for leaf in leaves])
         given = {key: _like(codes[key], theirs[f"{name}/codes"]) for key, name in self.names.items()}
         local = _Run(self.network, given)
-        outputs = [leaf for leaf in pytree.tree_leaves(local.run(*part)) if isinstance(leaf, Tensor)]
-        for name, output in zip(self.runtime.outputs, outputs, strict=False):
+        outputs = [tensor for _, tensor in tensors_in(local.run(*part))]
+        for name, output in zip(self.runtime.outputs, outputs, strict=False):  # it gives the codes behind them
             self.parity.local_error = max(_relative_error(output, theirs[name]), self.parity.local_error)
         for key, check in self.checks.items():
             check.add(codes[key].numpy(), given[key].numpy(), local.codes[key].numpy())
-        self.ours.append(next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)))
+        self.ours.append(next(tensor for _, tensor in tensors_in(result)))
         self.theirs.append(torch.from_numpy(next(iter(theirs.values()))))
         self.parity.images += len(leaves[0]) if leaves and leaves[0].dim() else 1
 

@@ -38,6 +38,13 @@ def test_the_error_names_the_operation_and_the_other_exporter(opset, function, n
     assert not list(tmp_path.iterdir())
 
 
+def test_whatever_an_exporter_raises_is_the_same_error(tmp_path):
+    unpool = Behind(lambda x: nn.functional.max_unpool2d(x, torch.zeros_like(x).long(), 2))
+    module = calibrated_on(unpool, image()).convert()  # torch.onnx raises a TypeError, none of its own errors
+    with pytest.raises(ExportError, match="cannot write the network at opset 17"):
+        module.export(image(), tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize("norm", [nn.RMSNorm(6), nn.RMSNorm([6, 6], eps=0.1), nn.RMSNorm(6, elementwise_affine=False)])
 def test_an_rms_norm_is_written_at_opset_17_too(norm):
     if norm.weight is not None:
