@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 import sys
@@ -97,6 +98,14 @@ class Tracer(Replacing, fx.Tracer):
             self.create_proxy("call_function", require_value, (value, name, expected), {})
         forward = decomposition_of(self.root) or root_fn
         return lambda *values: forward(self.root, *values, **found.kwargs), found.args
+
+    def create_arg(self, a: Any) -> Any:
+        """A dataclass that is a dict too, such as what Hugging Face's models return, stays more than a dict."""
+        if not (isinstance(a, dict) and dataclasses.is_dataclass(a)):
+            return super().create_arg(a)
+        values = {field.name: getattr(a, field.name) for field in dataclasses.fields(a)}
+        held = {name: self.create_arg(value) for name, value in values.items() if value is not None}
+        return self.create_node("call_function", type(a), (), held)
 
     def proxy(self, node: fx.Node) -> Proxy:
         return Proxy(node, self)

@@ -14,7 +14,7 @@ def tensors_in(value: Any) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """Each tensor inside of dicts, lists, tuples and dataclasses, with the keys, numbers and fields that lead to it.
     What is no tensor, such as None or a size, is passed over.
     """
-    for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+    for path, leaf in pytree.tree_flatten_with_path(value, is_leaf=dataclasses.is_dataclass)[0]:
         keys = tuple(_key(part) for part in path)
         if isinstance(leaf, Tensor):
             yield keys, leaf

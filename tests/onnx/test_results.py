@@ -16,6 +16,17 @@ Pair = namedtuple("Pair", "first second")
 
 
 @dataclass
+class Output(dict):
+    """As Hugging Face's models have them."""
+
+    logits: Any = None
+    features: Any = None
+
+    def __post_init__(self):
+        self.update({key: value for key, value in vars(self).items() if value is not None})
+
+
+@dataclass
 class Record:
     logits: Any
     features: Any = None
@@ -28,6 +39,7 @@ RESULTS = {
     "a named tuple": (lambda x, y: Pair(x, {"deep": y}), ["first", "second_deep"]),
     "a dataclass": (lambda x, y: Record(x, y), ["logits", "features"]),
     "a dataclass with None": (lambda x, y: Record(y), ["logits"]),
+    "a dict with fields": (lambda x, y: Output(features=x), ["features"]),
     "dataclasses in a dict": (lambda x, y: {"a": Record(x, Record(y)), "b": y}, ["a_logits", "a_features_logits", "b"]),
 }
 
