@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
-from edgeq.errors import TraceError
+from edgeq.errors import SpecError, TraceError
 from edgeq.graph.functional_norms import note_live_norms
 from edgeq.graph.rewrite import drop_constant_dropouts
 from edgeq.graph.trace import trace
@@ -22,8 +23,9 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
     """The graph of `model` by symbolic tracing, which follows every size and needs no inputs; through torch.export,
     which takes the branches where `example_inputs` lead, where that fails.
 
-    Raises TraceError, which says why neither can be.
+    Raises TraceError, which says why neither can be, and SpecError for a model that has not made its parameters yet.
     """
+    _require_shapes(model)
     leaves = tuple(untraced)
     try:
         graph = trace(model, leaves, example_inputs)
@@ -45,6 +47,16 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
         raise TraceError(f"{reason}\n{error}") from error
     logger.info("%s is captured as example_inputs run through it. %s", type(model).__name__, reason)
     return graph
+
+
+def _require_shapes(model: nn.Module) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise SpecError(
+            f"{type(model).__name__} has parameters without a shape: {', '.join(lazy)}. Lazy modules learn theirs from "
+            "the first batch: run one through the float model before it is wrapped."
+        )
 
 
 def _tell_of_training_only(

@@ -141,6 +141,14 @@ def test_a_model_without_a_layer_to_quantize_is_refused():
         edgeq.PTCFxModule(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
 
 
+def test_lazy_modules_are_refused_until_they_have_seen_a_batch():
+    model, x = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()).eval(), torch.rand(2, 3, 8, 8)
+    with pytest.raises(SpecError, match=r"without a shape: 0.weight, 0.bias, 1.weight, .*: run one through the float"):
+        edgeq.PTCFxModule(model)
+    model(x)
+    assert_exact(calibrated(model, x), x)
+
+
 def test_a_model_whose_attribute_is_in_the_way_is_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     model.quantization = nn.Identity()
