@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -33,7 +33,7 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
             in_training = cache(lambda: trace(model, leaves, example_inputs, training=True))
             drop_constant_dropouts(graph, in_training)
             note_live_norms(graph, in_training)
-            _tell_of_training_only(model, graph, leaves, example_inputs)
+            _tell_of_training_only(model, graph, in_training)
         return graph
     except TraceError as error:
         if example_inputs is None:
@@ -59,9 +59,7 @@ def _require_shapes(model: nn.Module) -> None:
         )
 
 
-def _tell_of_training_only(
-    model: nn.Module, graph: fx.Graph, leaves: tuple[str | type[nn.Module], ...], example_inputs: Any
-) -> None:
+def _tell_of_training_only(model: nn.Module, graph: fx.Graph, in_training: Callable[[], fx.Graph]) -> None:
     """Warns of submodules with parameters that the forward calls in training alone, such as auxiliary classifiers:
     the graph is that of evaluation.
     """
@@ -71,7 +69,7 @@ def _tell_of_training_only(
         return
     try:
         with torch.random.fork_rng(devices=()):
-            found = sorted(left & _reached(trace(model, leaves, example_inputs, training=True)))
+            found = sorted(left & _reached(in_training()))
     except TraceError:
         return
     if found:

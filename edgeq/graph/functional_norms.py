@@ -7,7 +7,6 @@ folded into the layer in front of it as any batch norm is.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,8 @@ from torch.nn import functional
 
 from edgeq.errors import TraceError
 from edgeq.graph.conditions import argument
+from edgeq.graph.modes import in_both_modes
 from edgeq.graph.places import PLACE, places_of
-from edgeq.graph.trace import SCOPE
 from edgeq.modules.functional_norm import TENSORS, FrozenNorm, FunctionalNorm
 
 IN_TRAINING = "edgeq_in_training"  # key in a node's meta: the arguments of the call when the model trains
@@ -31,25 +30,12 @@ def note_live_norms(graph: fx.Graph, in_training: Callable[[], fx.Graph]) -> Non
     """Notes what the norms of `graph`, traced in evaluation mode, are told in training. `in_training` gives the graph
     of the model in that mode; it is called only if there are any norms that are functions.
     """
-    calls = _calls(graph)
-    if not calls:
-        return
-    try:
-        others = _calls(in_training())
-    except TraceError:
-        return
-    for place, nodes in calls.items():
-        pairs = zip(nodes, others[place], strict=True) if len(nodes) == len(others[place]) else ()
-        for node, other in pairs:
-            node.meta[IN_TRAINING] = _uses_batch(other), argument(other, 6, "momentum", 0.1)
+    for node, other in in_both_modes(graph, in_training, _is_norm):
+        node.meta[IN_TRAINING] = _uses_batch(other), argument(other, 6, "momentum", 0.1)
 
 
-def _calls(graph: fx.Graph) -> dict[Any, list[fx.Node]]:
-    found: dict[Any, list[fx.Node]] = defaultdict(list)
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in NORMS:
-            found[node.target, node.meta.get(SCOPE)].append(node)
-    return found
+def _is_norm(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in NORMS
 
 
 def _uses_batch(node: fx.Node) -> Any:
@@ -64,7 +50,7 @@ def norm_modules(graph: fx.Graph, root: nn.Module, is_qat: bool) -> dict[str, nn
     Raises TraceError where a network that is trained would not learn what the user's program does: a norm whose weight
     is computed, or that takes the statistics of each item.
     """
-    nodes = [node for each in _calls(graph).values() for node in each if _uses_batch(node) is False]
+    nodes = [node for node in graph.nodes if _is_norm(node) and _uses_batch(node) is False]
     places = places_of(graph, root) if nodes else {}
     modules: dict[str, nn.Module] = {}
     for node in nodes:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from edgeq.errors import TraceError
 from edgeq.graph.conditions import DROPOUTS, argument
-from edgeq.graph.trace import SCOPE
+from edgeq.graph.modes import in_both_modes
 
 
 def put_input_first(graph: fx.Graph) -> None:
@@ -55,31 +53,18 @@ def drop_constant_dropouts(graph: fx.Graph, in_training: Callable[[], fx.Graph])
     evaluation mode, those that follow the mode look the same; `in_training` traces the model in training mode, where
     the two differ. It is called only if there are any.
     """
-    calls = _dropouts(graph)
-    if not any(_training(node) is False for nodes in calls.values() for node in nodes):
+    if not any(_is_dropout(node) and _training(node) is False for node in graph.nodes):
         return
-    try:
-        with torch.random.fork_rng(devices=()):
-            others = _dropouts(in_training())
-    except TraceError:
-        return
-    for place, nodes in calls.items():
-        pairs = zip(nodes, others[place], strict=True) if len(nodes) == len(others[place]) else ()
-        for node, other in pairs:
-            if _training(node) is _training(other) is False:
-                node.replace_all_uses_with(argument(node, 0, "input"))
-                graph.erase_node(node)
-            elif argument(node, 1, "p", 0.5) != argument(other, 1, "p", 0.5):
-                node.args, node.kwargs = (node.args[0], argument(other, 1, "p", 0.5), False), {}
+    for node, other in in_both_modes(graph, in_training, _is_dropout):
+        if _training(node) is _training(other) is False:
+            node.replace_all_uses_with(argument(node, 0, "input"))
+            graph.erase_node(node)
+        elif argument(node, 1, "p", 0.5) != argument(other, 1, "p", 0.5):
+            node.args, node.kwargs = (node.args[0], argument(other, 1, "p", 0.5), False), {}
 
 
-def _dropouts(graph: fx.Graph) -> dict[Any, list[fx.Node]]:
-    """The calls of functional dropouts by what they call and where."""
-    found: dict[Any, list[fx.Node]] = defaultdict(list)
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in DROPOUTS:
-            found[node.target, node.meta.get(SCOPE)].append(node)
-    return found
+def _is_dropout(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in DROPOUTS
 
 
 def _training(dropout: fx.Node) -> Any:
@@ -93,7 +78,7 @@ def dropout_modules(graph: fx.Graph) -> dict[str, nn.Module]:
     """
     modules: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in DROPOUTS:
+        if not _is_dropout(node):
             continue
         values = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
         if values.get("training", True) is False:
