@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from edgeq.errors import SpecError, TraceError
 from edgeq.graph.functional_norms import note_live_norms
+from edgeq.graph.no_grad import keep_if_in_training
 from edgeq.graph.rewrite import drop_constant_dropouts
 from edgeq.graph.trace import trace
 
@@ -33,6 +34,7 @@ def capture(model: nn.Module, untraced: Iterable[str | type[nn.Module]] = (), ex
             in_training = cache(lambda: trace(model, leaves, example_inputs, training=True))
             drop_constant_dropouts(graph, in_training)
             note_live_norms(graph, in_training)
+            keep_if_in_training(graph, in_training)
             _tell_of_training_only(model, graph, in_training)
         return graph
     except TraceError as error:

@@ -17,6 +17,7 @@ from edgeq.graph.functional_norms import norm_modules
 from edgeq.graph.fuse import Chain
 from edgeq.graph.in_place import functionalize, written_inputs
 from edgeq.graph.kinds import module_of
+from edgeq.graph.no_grad import stop_gradients
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.parameter_arithmetic import name_computed_parameters
 from edgeq.graph.passes import Wanted, measure, rewrite_graph
@@ -84,6 +85,8 @@ def prepare(
     drop_unread(graph)
     reshape_views(graph)
     name_parts(graph, root)
+    if is_qat:
+        stop_gradients(graph, root)
     norms, dropouts = nn.ModuleDict(norm_modules(graph, root, is_qat)), nn.ModuleDict(dropout_modules(graph))
     quantization = Quantization(schedule, nn.ModuleDict(), nn.ModuleDict(), dropouts, norms)
     root.add_module(RESERVED, quantization)

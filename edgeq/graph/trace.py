@@ -25,6 +25,7 @@ from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.modules.torch_class import torch_class
 
 SCOPE = "edgeq_scope"  # key in a node's meta: path of the module whose forward made the node
+NO_GRAD = "edgeq_no_grad"  # key in a node's meta, if it was made where the forward has switched gradients off
 
 
 class Proxy(fx.Proxy):
@@ -61,6 +62,7 @@ class Tracer(Replacing, fx.Tracer):
         super().__init__()
         self.leaves = tuple(leaves)
         self.given = given
+        self.has_gradients = torch.is_grad_enabled()
         self.paths: list[str] = [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -113,6 +115,8 @@ class Tracer(Replacing, fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[SCOPE] = self.paths[-1]
+        if self.has_gradients and not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
         return node
 
 
