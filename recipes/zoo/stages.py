@@ -24,7 +24,8 @@ STAGES = ("build", "prepare", "train", "calibrate", "convert", "export", "parity
 class Subject:
     """A network, and how it is used. `build` makes it, in eval mode; `inputs` the arguments of its forward for a
     batch of two, as a tuple, and `targets` what it takes besides in training. `options` go to edgeq's wrappers.
-    `opset_version` is given where the default lacks an operator. With `parts`, those submodules are quantized, and are files of their own; what stands around them stays Python.
+    With `parts`, those submodules are quantized, and are files of their own; what stands around them stays Python.
+    `opset_version` is given where the default one lacks an operator.
     """
 
     name: str
