@@ -21,6 +21,7 @@ from edgeq.graph.decompose import Replacing, decomposition_of
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.program import Program
 from edgeq.graph.undisturbed import undisturbed
+from edgeq.modules.computed import has_computed_weight
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.modules.torch_class import torch_class
 
@@ -140,6 +141,7 @@ def trace(
     """
     if isinstance(model, fx.GraphModule):
         return model.graph
+    _require_kept_weight(model)
     tracer = Tracer(leaves, None if example_inputs is None else bound(model, example_inputs))
     try:
         with undisturbed(model, training):
@@ -152,6 +154,17 @@ def trace(
         ) from error
     except Exception as error:
         raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
+
+
+def _require_kept_weight(model: nn.Module) -> None:
+    """Raises TraceError for a single layer whose weight is computed at each call: what a graph of its forward alone
+    sees is the weight of one moment.
+    """
+    if has_computed_weight(model) and torch_class(model).__module__.startswith("torch.nn"):
+        raise TraceError(
+            f"The weight of the {torch_class(model).__name__} layer is computed from other parameters at each call, "
+            "which a graph of this layer alone does not see. Quantize a module around it; nn.Sequential(layer) will do."
+        )
 
 
 def _explanation(error: Exception, scope: str, model: nn.Module) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class Computation(NamedTuple):
@@ -35,6 +36,17 @@ def computation_of(layer: nn.Module, name: str) -> Computation | None:
     return Computation(compute, [*layer.parameters(recurse=False), *layer.buffers(recurse=False)])
 
 
+def has_computed_weight(module: nn.Module) -> bool:
+    """Whether an attribute of a module of the user's is computed whenever it is read, or before each forward pass."""
+    written = (_written_by(hook) for hook in module._forward_pre_hooks.values())
+    return is_parametrized(module) or any(name in vars(module) for name in written)
+
+
+def _written_by(hook: Any) -> Any:
+    """The name of the attribute that a hook of `weight_norm`, `spectral_norm` or `prune` writes; None for others."""
+    return getattr(hook, "name", getattr(hook, "_tensor_name", None))
+
+
 def picklable(state: dict[str, Any]) -> dict[str, Any]:
     """The state of a module without the hooks on loading that are functions inside of functions, as `weight_norm` has
     one for files of its older form: no module can be pickled with them.
@@ -50,7 +62,7 @@ def take_over_hooks(layer: Any) -> None:
     """
     layer.weight_hooks = {}
     for key, hook in list(layer._forward_pre_hooks.items()):
-        name = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+        name = _written_by(hook)
         if name in layer.__dict__:
             layer.weight_hooks[name] = hook
             del layer._forward_pre_hooks[key], layer.__dict__[name]

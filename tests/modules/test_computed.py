@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import edgeq
-from edgeq.modules.computed import computation_of, picklable, take_over_hooks
+from edgeq.errors import TraceError
+from edgeq.modules.computed import computation_of, has_computed_weight, picklable, take_over_hooks
 from tests.graph.parity import images
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -33,6 +34,37 @@ def test_other_hooks_stay():
     take_over_hooks(layer)
     assert [*layer.weight_hooks] == ["weight"]
     assert len(layer._forward_pre_hooks) == 1
+
+
+NORMALIZED = [nn.utils.weight_norm, nn.utils.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal]
+
+
+@pytest.mark.parametrize("normalize", NORMALIZED)
+def test_a_layer_that_is_the_whole_network_is_refused_where_its_weight_would_be_that_of_one_moment(normalize):
+    layer = normalize(nn.Linear(3, 3))
+    assert has_computed_weight(layer)
+    with pytest.raises(TraceError, match=r"The weight of the Linear layer is computed .* nn.Sequential\(layer\) will do"):
+        edgeq.QATFxModule(layer, total_epochs=2)
+    parameters = dict(layer.named_parameters())
+    wrapped = edgeq.QATFxModule(nn.Sequential(layer), total_epochs=2)
+    for _ in range(2):
+        wrapped(images(8, 3)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in parameters.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("normalize", NORMALIZED)
+def test_such_a_layer_stays_float_where_it_alone_could_be_a_part(normalize):
+    class Looping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = normalize(nn.Linear(3, 3)), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x)) if x.sum() < 1e9 else x
+
+    wrapped = edgeq.PTCFxModule(Looping())
+    assert list(wrapped.module.parts) == ["second"]
 
 
 def test_a_parametrized_weight_is_computed_once_for_parameters_that_stay():
