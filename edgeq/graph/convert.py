@@ -14,6 +14,7 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.conditions import argument, is_of_shape
 from edgeq.graph.constants import fold_constants
+from edgeq.graph.hooks import hooked, tell_of_lost_hooks
 from edgeq.graph.inline import Inlined, inlined
 from edgeq.graph.kinds import attribute, module_of
 from edgeq.graph.left_float import left_in_float, reads_codes
@@ -118,6 +119,9 @@ class _Converter:
             self.operations.pop(name, None)
             self._take_out(path)
         self.graph.lint()
+        calls = {str(node.target) for node in self.network.fx_graph.nodes if node.op == "call_module"}
+        lost = hooked(self.network) & calls - hooked(self.root)
+        tell_of_lost_hooks("The network of integers", lost)
         whole = inlined(self.graph, self.root, self.operations)
         return ConvertedModule(self.root, whole, self.qconfig, self.network.backend)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from edgeq.graph.hooks import without_hooks
 from edgeq.graph.operators import Behaviour, behaviour_of, operator_of
 from edgeq.graph.program import Reference
 from edgeq.modules.codes import Codes, OnCodes
@@ -48,7 +49,7 @@ def _repeats(module: nn.Module | None, node: fx.Node) -> bool:
 
 def _function(node: Any, module: nn.Module | None) -> Callable[..., Any]:
     if module is not None:
-        return copy.deepcopy(module)
+        return without_hooks(copy.deepcopy(module))  # they would see codes
     return Method(str(node.target)) if node.op == "call_method" else Function(node.target)
 
 

@@ -15,6 +15,7 @@ from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
 from edgeq.graph.functional_norms import norm_modules
 from edgeq.graph.fuse import Chain
+from edgeq.graph.hooks import lost_hooks, tell_of_lost_hooks
 from edgeq.graph.in_place import functionalize, written_inputs
 from edgeq.graph.kinds import module_of
 from edgeq.graph.no_grad import stop_gradients
@@ -101,6 +102,7 @@ def prepare(
         )
     _Builder(graph, root, annotation, qconfig, is_qat).build()
     graph.lint()
+    tell_of_lost_hooks(f"The quantized {type(model).__name__}", lost_hooks(model, graph))
     nodes = set(graph.nodes)
     groups = {node.name: group.name for node, group in annotation.group_of.items() if node in nodes}
     reasons = {node.name: reason for node, reason in annotation.reasons.items() if node in nodes}

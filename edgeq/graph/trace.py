@@ -69,8 +69,7 @@ class Tracer(Replacing, fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self._is_named(m, module_qualified_name) or isinstance(m, QuantStub | DeQuantStub):
             return True
-        is_plain = torch_class(m).__module__.startswith("torch.nn") and "forward" not in vars(m)
-        return is_plain and not isinstance(m, nn.Sequential)
+        return is_whole(m)
 
     def _is_named(self, module: nn.Module, path: str) -> bool:
         return any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in self.leaves)
@@ -119,6 +118,12 @@ class Tracer(Replacing, fx.Tracer):
         if self.has_gradients and not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         return node
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's, which is not traced into."""
+    is_plain = torch_class(module).__module__.startswith("torch.nn") and "forward" not in vars(module)
+    return is_plain and not isinstance(module, nn.Sequential)
 
 
 def _structured(value: Any, output: Any) -> Any:
