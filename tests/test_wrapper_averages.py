@@ -86,3 +86,12 @@ def test_a_second_evaluation_changes_nothing_in_an_average(moments):
 def test_a_state_that_was_copied_is_no_average():
     model, average = averaged("steps", epochs=2, **by_torch(0.0))
     assert changed(snapshot(model), average) == []
+
+
+def test_an_average_from_before_the_first_batch_of_calibration_takes_over_what_is_found():
+    wrapped = edgeq.PTCFxModule(network("residual"))
+    average = AveragedModel(wrapped, use_buffers=True, avg_fn=lambda average, value, _: value)
+    wrapped.calibrate(DATA)
+    for _ in range(2):  # the first time everything is copied, the second averaged
+        average.update_parameters(wrapped)
+        assert changed(snapshot(wrapped), average.module) == []

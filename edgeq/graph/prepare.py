@@ -126,7 +126,7 @@ def _traced(
     """
     known = set(vars(model))
     try:
-        graph = copied(capture(model, untraced, example_inputs))
+        graph = capture(model, untraced, example_inputs)
         root = shell_tree(model)
         for name in sorted(set(vars(model)) - known):
             root.register_buffer(name, root.__dict__.pop(name), persistent=False)
@@ -138,17 +138,17 @@ def _traced(
 
 def shell_tree(model: nn.Module) -> nn.Module:
     """Other module objects over the same parameters and buffers; shared modules stay shared."""
-    made: dict[int, nn.Module] = {}
+    return _shell_tree(model, {})
 
-    def copy(module: nn.Module) -> nn.Module:
-        if isinstance(module, Program):  # quantized by itself
-            return module
-        if id(module) not in made:
-            made[id(module)] = new = shell(module)
-            new._modules = {name: child if child is None else copy(child) for name, child in module._modules.items()}
-        return made[id(module)]
 
-    return copy(model)
+def _shell_tree(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    if isinstance(module, Program):  # quantized by itself
+        return module
+    if id(module) not in made:
+        made[id(module)] = new = shell(module)
+        children = module._modules.items()
+        new._modules = {name: child if child is None else _shell_tree(child, made) for name, child in children}
+    return made[id(module)]
 
 
 def _move_to_the_model(root: nn.Module) -> None:
@@ -159,13 +159,6 @@ def _move_to_the_model(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(module, Float32State | Schedule) and device.type != "meta":
             module.to(device)
-
-
-def copied(graph: fx.Graph) -> fx.Graph:
-    """A copy, since the graph of a user's GraphModule is not ours to change."""
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, {}))
-    return copy
 
 
 class _Builder:

@@ -203,25 +203,31 @@ def parts_of(model: nn.Module, untraced: Untraced, example_inputs: Any) -> list[
     paths = [path for path, _ in model.named_modules()]
     inputs = None if example_inputs is None else inputs_of(model, paths, example_inputs)
     found: dict[nn.Module, str] = {}
-
-    def visit(path: str, module: nn.Module) -> None:
-        is_left = any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in leaves)
-        if is_left or not _has_layers(module):
-            return
-        try:
-            if inputs is not None and path not in inputs:
-                raise TraceError(f"{path!r} is not called.")
-            trace(module, _untraced_within(path, leaves), None if inputs is None else inputs[path])
-        except (TraceError, SpecError):
-            inside = () if Tracer().is_leaf_module(module, path) else module.named_children()
-            for name, child in inside:  # PyTorch's own modules use what is inside of them without a call
-                visit(f"{path}.{name}", child)
-        else:
-            found.setdefault(module, path)
-
     for name, child in model.named_children():
-        visit(name, child)
+        _find_parts(name, child, leaves, inputs, found)
     return list(found.values())
+
+
+def _find_parts(
+    path: str,
+    module: nn.Module,
+    leaves: tuple[str | type[nn.Module], ...],
+    inputs: dict[str, Any] | None,
+    found: dict[nn.Module, str],
+) -> None:
+    is_left = any(path == leaf if isinstance(leaf, str) else isinstance(module, leaf) for leaf in leaves)
+    if is_left or not _has_layers(module):
+        return
+    try:
+        if inputs is not None and path not in inputs:
+            raise TraceError(f"{path!r} is not called.")
+        trace(module, _untraced_within(path, leaves), None if inputs is None else inputs[path])
+    except (TraceError, SpecError):
+        inside = () if Tracer().is_leaf_module(module, path) else module.named_children()
+        for name, child in inside:  # PyTorch's own modules use what is inside of them without a call
+            _find_parts(f"{path}.{name}", child, leaves, inputs, found)
+    else:
+        found.setdefault(module, path)
 
 
 def inputs_of(model: nn.Module, paths: Iterable[str], example_inputs: Any) -> dict[str, Any]:

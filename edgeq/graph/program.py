@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import linecache
+import weakref
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -108,6 +109,7 @@ class Program(nn.Module):
         code = self.fx_graph.python_code(root_module="self")
         name = f"<edgeq program {next(_numbers)}>"
         linecache.cache[name] = (len(code.src), None, code.src.splitlines(True), name)  # for tracebacks
+        weakref.finalize(self, linecache.cache.pop, name, None)
         namespace = dict(code.globals)
         exec(compile(code.src, name, "exec"), namespace)
         self._function = namespace["forward"]

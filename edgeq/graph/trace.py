@@ -114,7 +114,7 @@ class Tracer(Replacing, fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta[SCOPE] = self.paths[-1]
+        node.meta = {SCOPE: self.paths[-1]}  # nobody reads the stack of modules, of which fx gives each node a copy
         if self.has_gradients and not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         return node
@@ -145,7 +145,7 @@ def trace(
     Raises TraceError, naming file, line and submodule, for a model that decides by the values of its tensors.
     """
     if isinstance(model, fx.GraphModule):
-        return model.graph
+        return _copied(model.graph)
     _require_kept_weight(model)
     tracer = Tracer(leaves, None if example_inputs is None else bound(model, example_inputs))
     try:
@@ -159,6 +159,13 @@ def trace(
         ) from error
     except Exception as error:
         raise TraceError(_explanation(error, tracer.paths[-1], model)) from error
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    """A copy, since the graph of a user's GraphModule is not ours to change."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
 
 
 def _require_kept_weight(model: nn.Module) -> None:

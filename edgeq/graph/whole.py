@@ -13,7 +13,7 @@ from edgeq.graph.convert import ConvertedModule
 from edgeq.graph.in_place import functionalize
 from edgeq.graph.inline import inlined
 from edgeq.graph.parts import ConvertedParts
-from edgeq.graph.prepare import copied, shell_tree
+from edgeq.graph.prepare import shell_tree
 from edgeq.graph.rewrite import drop_unread
 from edgeq.graph.trace import trace
 
@@ -26,7 +26,7 @@ def as_one(network: ConvertedParts, inputs: tuple[Any, ...]) -> ConvertedModule:
     """
     root = shell_tree(network.face)
     try:
-        outer = copied(trace(root, network.paths, inputs))
+        outer = trace(root, network.paths, inputs)
     except TraceError as error:
         paths = ", ".join(network.parts)
         raise ExportError(

@@ -22,7 +22,7 @@ from edgeq.modules.float32_state import Float32State
 from edgeq.modules.layers import Owner
 from edgeq.modules.qdq import exporting
 from edgeq.modules.stored import StoredWeights
-from edgeq.observers.registry import OBSERVERS
+from edgeq.observers.measuring import measuring
 from edgeq.phase import Phase
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import Method, TensorSpec
@@ -36,7 +36,7 @@ class TableQuantizer(TensorQuantizer):
     def __init__(self, name: str, spec: TensorSpec, observer: Method, owner: Owner) -> None:
         super().__init__(name, spec, None)
         self.owner = owner
-        self.table_observer = OBSERVERS[observer.name](spec, **dict(observer.options))
+        self.measure = measuring(spec, observer).measure
         self.refresh()
 
     @property
@@ -53,7 +53,7 @@ class TableQuantizer(TensorQuantizer):
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes the range anew from the table."""
-        for key, value in self._parameters_of(*self.table_observer.measure(self.table))._asdict().items():
+        for key, value in self._parameters_of(*self.measure(self.table))._asdict().items():
             getattr(self, key).copy_(value)
 
     def finish(self) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgeq.observers.minmax import MinMaxObserver
 from edgeq.phase import Phase
 from edgeq.quantizers.weight import deployed_ends, raw_scale, row_ends
 from edgeq.spec import Granularity
@@ -53,7 +52,7 @@ def together(layers: Iterable[QuantizedLayer]) -> list[LiveScales]:
     for layer in layers:
         norm, quantizer = layer.site.norm, layer.weight_quantizer
         # A weight that is no plain parameter may be computed anew whenever it is read, with effects of its own.
-        plain = "weight" in layer._parameters and isinstance(quantizer.observer, MinMaxObserver)
+        plain = "weight" in layer._parameters and quantizer.follows_extremes
         plain = plain and layer.site.before is None and layer.site.factor == 1.0
         if norm is None or not norm.training or not plain or quantizer.spec.granularity is not Granularity.CHANNEL:
             continue

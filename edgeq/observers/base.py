@@ -19,7 +19,8 @@ class Observer(Float32State):
     """Finds the range of a tensor over the batches that it is shown.
 
     `spec` says for which codes the range is wanted. `channels` is None for one range a tensor, else the number
-    of ranges, one a slice along `axis`. Options are keyword-only and come from the preset.
+    of ranges, one a slice along `axis`; `measure`, which keeps nothing, goes by `axis` alone. Options are keyword-only
+    and come from the preset.
 
     Buffers: `batches`, how many were seen; `low` and `high`, shape () or (channels,), what a subclass makes of
     the extremes of the batches. A value that is not finite stays visible in them.

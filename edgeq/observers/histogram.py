@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class HistogramObserver(Observer):
     When a value falls outside, the exponent grows and neighbouring bins merge. Widths being powers of two, a
     merge is exact: nothing is interpolated, and the result does not depend on the order of the batches. Either
     sign has 1024 to 2048 bins in use, fine enough that a range is known to a quarter of an 8-bit step.
+
+    Buffers: `counts`, shape (BINS,), for which there is memory from the first batch, save, load or copy on: all
+    histograms of a small network are more than all else that is added to it. `exponent`, shape ().
     """
 
     counts: Tensor
@@ -31,8 +34,19 @@ class HistogramObserver(Observer):
 
     def __init__(self, spec: TensorSpec, channels: int | None = None, axis: int | None = None) -> None:
         super().__init__(spec, channels, axis)
-        self.register_buffer("counts", torch.zeros(BINS, dtype=torch.float32))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.float32))
         self.register_buffer("exponent", torch.full((), -120, dtype=torch.int32))
+
+    def bins(self) -> Tensor:
+        """The buffer `counts`, shape (BINS,). It stays the same tensor, since others may know it, as DDP does."""
+        if self.counts.numel() == 0:
+            with torch.inference_mode(False):  # so that it can be written to outside of it as well
+                self.counts.data = torch.zeros(BINS, dtype=torch.float32, device=self.counts.device)
+        return self.counts
+
+    def observe(self, x: Tensor, floor: float | None = None, ceiling: float | None = None) -> None:
+        self.bins()  # for an empty batch too, which not all processes need to have
+        super().observe(x, floor, ceiling)
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:
         super().update(x, low, high, floor, ceiling)
@@ -58,12 +72,26 @@ class HistogramObserver(Observer):
         return torch.arange(-HALF, HALF + 1, device=self.counts.device) * width
 
     def merge_processes(self) -> None:
+        self.bins()
         super().merge_processes()
         exponent = self.exponent.clone()
         torch.distributed.all_reduce(exponent, torch.distributed.ReduceOp.MAX)
         self._widen(exponent - self.exponent)
         torch.distributed.all_reduce(self.counts)
         self.counts.div_(torch.distributed.get_world_size())  # the mean, so that merging again counts nothing twice
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.bins()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}counts" in state_dict:
+            self.bins()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.bins()  # averages are written into the buffers of copies
 
 
 @OBSERVERS.register("percentile")
@@ -89,7 +117,7 @@ class PercentileObserver(HistogramObserver):
     def range(self) -> tuple[Tensor, Tensor]:
         if self.percentile == 0:
             return self.low, self.high
-        edges, counts = self.edges(), self.counts.to(torch.float64)
+        edges, counts = self.edges(), self.bins().to(torch.float64)
         cut = counts.sum() * self.percentile / 100
         low = _quantile(edges, counts, cut)
         high = -_quantile(-edges.flip(0), counts.flip(0), cut)

@@ -80,7 +80,7 @@ class SquaredErrorObserver(HistogramObserver):
         lows, highs = lows.reshape(-1), highs.reshape(-1)
         scale, zero_point, quant_min, quant_max = qparams_of_range(self.spec, lows, highs)
         step = scale.to(torch.float64)
-        moments = Moments(self.edges(), self.counts.to(torch.float64))
+        moments = Moments(self.edges(), self.bins().to(torch.float64))
         error = moments.error((quant_min - zero_point) * step, (quant_max - zero_point) * step, step)
         best = torch.argmin(error)
         return lows[best], highs[best]

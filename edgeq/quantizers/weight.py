@@ -9,8 +9,8 @@ from torch.nn import functional
 from edgeq.arithmetic import PowerOfTwoRule, along, power_of_two, round_to_integer
 from edgeq.modules.float32_state import Float32State
 from edgeq.modules.qdq import dequantize, quantize
+from edgeq.observers.measuring import measuring
 from edgeq.observers.minmax import MinMaxObserver
-from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
 from edgeq.qparams import qparams_of_range
 from edgeq.quantizers.kernel import in_blocks, with_gradient_of
@@ -36,9 +36,8 @@ class WeightQuantizer(Float32State):
         self.phase = Phase.FLOAT
         per_channel = spec.granularity is Granularity.CHANNEL
         shape = (channels,) if per_channel else ()
-        self.observer = OBSERVERS[observer.name](
-            spec, channels if per_channel else None, axis if per_channel else None, **dict(observer.options)
-        )
+        found = measuring(spec, observer, axis if per_channel else None)
+        self.measure, self.follows_extremes = found.measure, isinstance(found, MinMaxObserver)
         self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("offset", None if offset_shape is None else torch.zeros(offset_shape, dtype=torch.int8))
         self.codes_min, self.codes_max = spec.codes(signed=True)
@@ -48,7 +47,7 @@ class WeightQuantizer(Float32State):
         """Takes the scale from `weight`, the deployed one. `smallest`, shape () or (channels,), is the least
         scale at which the layer's bias fits its integer type.
         """
-        self.scale.copy_(self.scale_of(*self.observer.measure(weight), smallest))
+        self.scale.copy_(self.scale_of(*self.measure(weight), smallest))
 
     def scale_of(self, low: Tensor, high: Tensor, smallest: Tensor | None = None) -> Tensor:
         """The scale for a range."""
@@ -73,7 +72,7 @@ class WeightQuantizer(Float32State):
         """Whether a weight may lie outside of the codes. Not while the scale follows its extremes."""
         limited = self.spec.range_max is not None or self.spec.fixed_range is not None
         limited = limited or self.spec.rule not in (None, PowerOfTwoRule.CEIL)  # which clip by one step at most
-        return limited or self.phase is not Phase.ADAPT or not isinstance(self.observer, MinMaxObserver)
+        return limited or self.phase is not Phase.ADAPT or not self.follows_extremes
 
     def forward(self, weight: Tensor) -> Tensor:
         """The deployed weight as its codes keep it; the gradient is straight through inside of the range."""
@@ -112,7 +111,7 @@ class WeightQuantizer(Float32State):
 
     def _follow(self, weight: Tensor, factor: Tensor, ends: Tensor) -> None:
         """Takes the deployed scale from a raw weight whose extremes, shape (2, channels), are known."""
-        if not isinstance(self.observer, MinMaxObserver):
+        if not self.follows_extremes:
             self.refresh(weight * along(factor, self.axis, weight.dim()))
             return
         low, high = deployed_ends(ends, factor)

@@ -1,6 +1,9 @@
 """Preparing shares a model's parameters: it needs little memory beside the model's own."""
 
+import gc
+import linecache
 import tracemalloc
+import weakref
 
 import pytest
 import torch
@@ -8,9 +11,10 @@ import torch
 import edgeq
 from recipes.benchmarks.memory import peak
 from recipes.torchvision_import import import_torchvision
+from tests.networks import network
 
 SHARE = 0.2  # of the model's bytes
-NAMES = ["resnet50", pytest.param("vit_b_16", marks=pytest.mark.sweep), pytest.param("swin_t", marks=pytest.mark.sweep)]
+NAMES = ["resnet50", "mobilenet_v2", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("vit_b_16", "swin_t"))]
 
 
 def model_of(name):
@@ -51,6 +55,24 @@ def test_preparing_holds_a_fifth_of_the_model_at_most_at_any_moment(name, is_qat
     assert objects > 0
     assert tensors + objects < SHARE * size(model), (tensors, objects, size(model))
     del prepared
+
+
+@pytest.mark.parametrize("is_qat", [False, True])
+def test_a_network_that_is_dropped_is_gone_at_once_with_its_source(is_qat):
+    model = network("residual")
+    wrapped(model, is_qat)  # what a process does only once
+    gc.collect()
+    gc.disable()
+    try:
+        sources = set(linecache.cache)
+        prepared = wrapped(model, is_qat)
+        modules = [weakref.ref(module) for module in prepared.modules()]
+        assert len(set(linecache.cache) - sources) == 1
+        del prepared
+        assert [module() for module in modules if module() is not None] == []
+        assert set(linecache.cache) == sources
+    finally:
+        gc.enable()
 
 
 def test_the_measure_sees_a_copy():

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 import edgeq
 from edgeq.errors import SpecError, TraceError
-from edgeq.graph.trace import trace
+from edgeq.graph.trace import SCOPE, trace
 from tests.graph.parity import assert_exact, calibrated, images
 from tests.networks import NETWORKS, batches, network
 
@@ -167,3 +167,17 @@ def test_constants_that_were_met_while_tracing_move_with_the_network_and_are_not
     assert {wrapped.module.get_buffer(name).device.type for name in constants} == {"meta"}
     twin = copy.deepcopy(calibrated(WithConstants(), x))
     assert_exact(twin, x)
+
+
+def test_a_node_knows_the_module_that_made_it_and_nothing_else():
+    nodes = trace(network("residual")).nodes
+    assert {key for node in nodes for key in node.meta} == {SCOPE}
+    assert {node.meta[SCOPE] for node in nodes} > {"", "conv1", "bn1"}
+
+
+def test_the_graph_of_a_graph_module_is_copied():
+    model = fx.symbolic_trace(network("residual"))
+    graph = trace(model)
+    assert graph is not model.graph
+    assert [str(node) for node in graph.nodes] == [str(node) for node in model.graph.nodes]
+    assert {node.graph for node in graph.nodes} == {graph}

@@ -1,5 +1,8 @@
 """Histograms whose bins merge without loss, and the quantiles read off them."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +113,49 @@ def test_ends_lie_inside_of_bins_not_on_their_grid():
 
 def test_the_default_is_one_value_in_ten_thousand():
     assert PercentileObserver(TensorSpec()).percentile == 0.01
+
+
+def held(observer):
+    return observer.counts.untyped_storage().nbytes()
+
+
+def test_there_is_memory_for_the_bins_from_the_first_batch_on_in_the_same_buffer():
+    observer = HistogramObserver(TensorSpec())
+    known = observer.counts
+    observer.to(torch.bfloat16)
+    assert held(observer) == 0
+    observer.observe(torch.zeros(0))  # of a process that got no data, whose buffers are sent around with the others'
+    assert observer.counts is known
+    assert held(observer) == 4 * BINS
+    assert not observer.counts.any()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda observer: pickle.loads(pickle.dumps(observer))])
+def test_a_copy_has_memory_that_can_be_written_to(duplicate):
+    observer, other = HistogramObserver(TensorSpec()), shown(normal(100))
+    made = duplicate(observer)
+    assert held(observer) == 0
+    made.counts.copy_(other.counts)
+    assert torch.equal(made.counts, other.counts)
+
+
+def test_a_saved_histogram_has_all_bins_and_loads_before_the_first_batch():
+    observer, other = HistogramObserver(TensorSpec()), shown(normal(100))
+    assert observer.load_state_dict({}, strict=False).missing_keys == ["batches", "low", "high", "counts", "exponent"]
+    assert held(observer) == 0
+    observer.load_state_dict(other.state_dict())
+    assert torch.equal(observer.counts, other.counts)
+    fresh = HistogramObserver(TensorSpec())
+    state = fresh.state_dict()
+    assert state["counts"].shape == (BINS,)
+    assert state["counts"].data_ptr() == fresh.counts.data_ptr()
+
+
+def test_what_was_observed_in_inference_mode_is_observed_further_outside_of_it():
+    x, y = normal(100), 3 * normal(200)
+    observer = HistogramObserver(TensorSpec())
+    with torch.inference_mode():
+        observer.observe(x)
+    observer.observe(y)
+    assert not observer.counts.is_inference()
+    assert torch.equal(observer.counts, shown(x, y).counts)

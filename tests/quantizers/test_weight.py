@@ -146,7 +146,7 @@ def test_a_weight_that_clips_while_it_adapts_gets_no_gradient_there(changes):
 def test_a_clipping_observer_gives_no_gradient_beyond_its_range():
     weight = torch.cat([normal(1, 400) / 5, torch.tensor([[30.0]])], 1)
     made = quantizer(weight, observer="squared_error", phase=Phase.ADAPT, bits=4)
-    assert isinstance(made.observer, SquaredErrorObserver)
+    assert isinstance(made.measure.__self__, SquaredErrorObserver)
     ratio = weight / made.scale[0]
     assert torch.equal(gradient(made, weight), ((ratio > -8.5) & (ratio < 7.5)).float())
     assert gradient(made, weight)[0, -1] == 0

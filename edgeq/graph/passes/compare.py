@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,15 +33,15 @@ def in_evaluation(root: nn.Module) -> Iterator[None]:
 
 def evaluate(root: nn.Module, node: fx.Node, given: dict[fx.Node, Any]) -> Any:
     """The value of a node, from `given` ones that it depends on, each of which is computed at most once."""
-    values = dict(given)
+    return _value(root, dict(given), node)
 
-    def value(n: fx.Node) -> Any:
-        if n not in values:
-            args, kwargs = (fx.node.map_arg(item, value) for item in (n.args, n.kwargs))
-            values[n] = _call(root, n, args, kwargs)
-        return values[n]
 
-    return value(node)
+def _value(root: nn.Module, values: dict[fx.Node, Any], node: fx.Node) -> Any:
+    if node not in values:
+        value_of = partial(_value, root, values)
+        args, kwargs = (fx.node.map_arg(item, value_of) for item in (node.args, node.kwargs))
+        values[node] = _call(root, node, args, kwargs)
+    return values[node]
 
 
 def _call(root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
