@@ -9,6 +9,7 @@ from edgeq.graph.passes import rewrite_names
 from edgeq.modules.stubs import DeQuantStub, QuantStub
 from edgeq.presets import load_preset, preset_names, save_preset
 from edgeq.qconfig_mapping import QConfigMapping
+from edgeq.recovery import recovery_steps
 from edgeq.spec import QConfig, TensorSpec
 from edgeq.version import __version__
 from edgeq.wrapper import IntegerModule, PTCFxModule, QATFxModule
@@ -39,6 +40,7 @@ __all__ = [
     "prepare_fx",
     "prepare_qat_fx",
     "preset_names",
+    "recovery_steps",
     "rewrite_names",
     "save_preset",
 ]

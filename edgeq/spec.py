@@ -13,7 +13,7 @@ from edgeq import strict
 from edgeq.arithmetic import PowerOfTwoRule, Rounding, Sign, code_range
 from edgeq.errors import SpecError
 from edgeq.observers.registry import OBSERVERS
-from edgeq.recovery.registry import RECOVERY_STEPS
+from edgeq.recovery.registry import LAYER_STEPS
 from edgeq.registry import Registry
 
 
@@ -265,7 +265,7 @@ class QConfig:
         strict.validate(self)
         check_specs(self.weight, self.activation)
         for step in self.recovery:
-            RECOVERY_STEPS[step]
+            LAYER_STEPS[step]
 
     def rule_for(self, place: Place) -> Rule | None:
         """The rule that decides about what is called at `place`, or None."""

@@ -24,6 +24,7 @@ from edgeq.graph.prepare_parts import prepare_as_possible, prepare_parts, prepar
 from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.whole import as_one, inputs_of_parts
 from edgeq.presets import Preset, load_preset
+from edgeq.recovery.recover import RecoveryReport, Step, recover
 from edgeq.schedule import Schedule
 from edgeq.spec import QConfig
 
@@ -213,6 +214,26 @@ class QuantizedWrapper(ExportingModule):
                 raise CalibrationError(f"The loader gave no batch in epoch {epoch + 1} of {epochs}.{used}")
         self.eval()
         return self
+
+    def recover(
+        self,
+        loader: Iterable[Any],
+        steps: Sequence[Step],
+        *,
+        seed: int = 0,
+        samples: int = 1024,
+        checkpoint: str | Path | None = None,
+    ) -> RecoveryReport:
+        """Wins back accuracy that a calibration or training has lost, without labels: runs `steps`, names of
+        `edgeq.recovery_steps()` or pairs of a name and its options, in order, each on at most so many `samples` of
+        `loader`. A step that does not bring the outputs nearer to the float network's, on samples held out, is undone.
+
+        With `checkpoint`, a path, an interrupted call goes on where it was. Raises what `recover` of `edgeq.recovery`
+        raises, and SpecError for a network that is quantized in parts.
+        """
+        if isinstance(self.module, PartedModule):
+            raise SpecError("recover works on a network that is quantized as one; this one is quantized in parts.")
+        return recover(self.module, loader, steps, seed, samples, checkpoint)
 
     def load_weights(self, pretrained: str | Path | Mapping[str, Any], strict: bool = False) -> LoadReport:
         """Loads a checkpoint, of the float model or of this one, from a path or a dict, and reports which keys

@@ -6,7 +6,7 @@ import torch
 import edgeq
 from edgeq.errors import SpecError
 from edgeq.observers import OBSERVERS, Observer
-from edgeq.recovery.registry import RECOVERY_STEPS
+from edgeq.recovery.registry import LAYER_STEPS
 from edgeq.registry import Registry
 from tests.networks import batches, network
 
@@ -47,7 +47,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(look):
 
 def test_edgeqs_own_entries():
     assert {"minmax", "moving_average", "percentile", "squared_error"} <= set(OBSERVERS)
-    assert "compensated_rounding" in RECOVERY_STEPS
+    assert "compensated_rounding" in LAYER_STEPS
     assert all(issubclass(OBSERVERS[name], Observer) for name in OBSERVERS)
     assert OBSERVERS.options("percentile") == {"percentile": 0.01}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -301,20 +301,40 @@ class PreparedModule(Program):
             return
         if self.schedule.observers_are_live or self.observes_always or is_average:
             self._merge_processes()
-            for tensor in self.quantizers():
-                tensor.finish()
-            avoid_ties(self)
-            with torch.no_grad():
-                for layer in self.quantized_layers():
-                    layer.finish()
-                for module in self.own_modules():
-                    if isinstance(module, StoredWeights):
-                        module.refresh()
+            self._take_ranges()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
-            self.calibration.run(self, self.bank)
+            self.calibration.run(self, self.bank.batches(), self.bank.steps)
             self.bank.clear()
         self._unmerged = False
         self.schedule.settle()  # last, so that data that cannot be used is refused again
+
+    def _take_ranges(self) -> None:
+        """Takes all scales from what was observed, and from the weights as they are."""
+        for tensor in self.quantizers():
+            tensor.finish()
+        avoid_ties(self)
+        with torch.no_grad():
+            for layer in self.quantized_layers():
+                layer.finish()
+            for module in self.own_modules():
+                if isinstance(module, StoredWeights):
+                    module.refresh()
+
+    @torch.no_grad()
+    def observe(self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        """Takes all ranges anew, from what `calls`, arguments and keyword arguments, give in evaluation."""
+        self.change_mode(False)
+        for tensor in self.quantizers():
+            if tensor.observer is not None:
+                tensor.observer.reset()
+        set_phase(self, Phase.OBSERVE)
+        try:
+            for args, kwargs in calls:
+                self.run(*args, **kwargs)
+        finally:
+            self.apply_mode()
+        self._take_ranges()
+        self.apply_mode()
 
     def _merge_processes(self) -> None:
         if not (self._unmerged and torch.distributed.is_available() and torch.distributed.is_initialized()):

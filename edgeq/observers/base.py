@@ -73,6 +73,11 @@ class Observer(Float32State):
         """The range of `x` alone; what was observed before does not count."""
         return self.extremes(x)
 
+    def reset(self) -> None:
+        """Forgets everything, in place."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
     def merge_processes(self) -> None:
         """Makes all processes of the default group hold the range of all their batches together."""
         ends = self.gather_ends()

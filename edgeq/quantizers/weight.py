@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -41,6 +43,19 @@ class WeightQuantizer(Float32State):
         self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("offset", None if offset_shape is None else torch.zeros(offset_shape, dtype=torch.int8))
         self.codes_min, self.codes_max = spec.codes(signed=True)
+
+    def keep_offset(self, shape: torch.Size) -> Tensor:
+        """The offsets of the codes of a weight of this shape; zeros where there were none."""
+        if self.offset is None:
+            self.offset = torch.zeros(shape, dtype=torch.int8, device=self.scale.device)
+        return self.offset
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes offsets along that a recovery has added."""
+        kept = state_dict.get(f"{prefix}offset")
+        if isinstance(kept, Tensor):
+            self.keep_offset(kept.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, smallest: Tensor | None = None) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edgeq.errors import CalibrationError
 from edgeq.phase import Phase, set_phase
-from edgeq.recovery.bank import Call, InputBank
-from edgeq.recovery.registry import RECOVERY_STEPS
+from edgeq.recovery.bank import Call
+from edgeq.recovery.registry import LAYER_STEPS
 
 if TYPE_CHECKING:
     from edgeq.graph.prepared import PreparedModule
@@ -32,7 +32,7 @@ class Calibration:
     that was kept; where its samples cannot be joined to one call, by the mean over the calls. The layers are
     taken in the order in which data flows, so that each one corrects what its predecessors, already corrected,
     leave (Nagel et al., arXiv 1906.04721, section 4.2; Finkelstein et al., arXiv 1906.03193). `steps` are names
-    of `RECOVERY_STEPS`, run at each layer before its bias is measured.
+    of `LAYER_STEPS`, run at each layer before its bias is measured.
     """
 
     factor: float
@@ -44,16 +44,15 @@ class Calibration:
         return self.factor > 0 or bool(self.steps)
 
     @torch.no_grad()
-    def run(self, network: PreparedModule, bank: InputBank) -> None:
-        """For the kept inputs: the float network's means, then the quantized network, corrected as the data
-        arrives at each layer. Leaves the modes of all modules as they were.
+    def run(self, network: PreparedModule, calls: list[Call], batches: int) -> None:
+        """For `calls`, which stand for so many batches that were seen: the float network's means, then the quantized
+        network, corrected as the data arrives at each layer. Leaves the modes of all modules as they were.
         """
         modes = {module: module.training for module in network.modules()}
         phase = {module: module.phase for module in modes if hasattr(module, "phase")}
         for module in modes:
             module.training = False
-        calls = bank.batches()
-        move = 1 - (1 - self.factor) ** bank.steps
+        move = 1 - (1 - self.factor) ** batches
         movable = _movable(network.quantized_layers())
         moved: dict[QuantizedLayer, Tensor] = {}
         try:
@@ -117,7 +116,7 @@ class _Correction:
         steps: tuple[str, ...],
     ) -> None:
         self.means, self.movable, self.move, self.moved, self.share = means, movable, move, moved, share
-        self.steps = [RECOVERY_STEPS[step] for step in steps]
+        self.steps = [LAYER_STEPS[step] for step in steps]
 
     def __call__(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> Tensor:
         for step in self.steps:

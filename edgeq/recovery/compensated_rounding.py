@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeq.recovery.registry import RECOVERY_STEPS
+from edgeq.recovery.registry import LAYER_STEPS
 
 if TYPE_CHECKING:
     from edgeq.modules.layer import QuantizedLayer
@@ -18,7 +18,7 @@ DAMPING = 0.01  # of the mean second moment, added to each: keeps few samples fr
 POSITIONS = 1 << 15  # rows of the input matrix that are used at the most
 
 
-@RECOVERY_STEPS.register("compensated_rounding")
+@LAYER_STEPS.register("compensated_rounding")
 def compensated_rounding(layer: QuantizedLayer, x: Tensor) -> None:
     """Chooses the layer's weight codes by optimal-brain compensation (Frantar and Alistarh, arXiv 2208.11580;
     GPTQ, arXiv 2210.17323): inputs are taken one after the other, greatest second moment first; each column of

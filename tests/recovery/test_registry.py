@@ -6,7 +6,7 @@ from torch import nn
 
 import edgeq
 from edgeq.errors import SpecError
-from edgeq.recovery import RECOVERY_STEPS
+from edgeq.recovery import LAYER_STEPS
 from tests.networks import batches, network
 
 
@@ -15,14 +15,14 @@ def step():
     """A step of a user's that notes what it is shown and moves the bias."""
     calls = []
 
-    @RECOVERY_STEPS.register("user_step")
+    @LAYER_STEPS.register("user_step")
     def user_step(layer, x):
         calls.append((layer.site.name, x.shape, torch.equal(layer.site.source(x), x)))
         with torch.no_grad():
             layer.bias.add_(0.25)
 
     yield calls
-    del RECOVERY_STEPS._entries["user_step"]
+    del LAYER_STEPS._entries["user_step"]
 
 
 def test_a_step_from_outside_sees_each_layer_with_its_quantized_input(step):
@@ -68,4 +68,4 @@ def test_a_name_that_nobody_registered_is_refused_with_the_nearest():
 
 def test_a_name_is_registered_once():
     with pytest.raises(SpecError, match="'compensated_rounding' is already registered"):
-        RECOVERY_STEPS.register("compensated_rounding")(lambda layer, x: None)
+        LAYER_STEPS.register("compensated_rounding")(lambda layer, x: None)

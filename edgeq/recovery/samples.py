@@ -1,0 +1,75 @@
+"""The samples that a recovery works on, and those that it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from edgeq.errors import CalibrationError, SpecError
+from edgeq.recovery.bank import Call
+
+HELD_OUT = 8  # one batch of so many is not learned from
+
+
+class Samples:
+    """Calls of a network, as a loader gave them, cut off after `count` samples.
+
+    `seen` is what steps may learn from; `held` is one batch in eight, by which they are judged. Of a single batch one
+    sample in eight is held out, where its tensors share their first dimension.
+
+    Raises CalibrationError for a loader without batches, SpecError for a count that is no positive integer.
+    """
+
+    def __init__(self, loader: Iterable[Any], count: int) -> None:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise SpecError(f"samples must be an integer of at least 1, got {count!r}.")
+        calls = list(_taken(loader, count))
+        if not calls:
+            raise CalibrationError("The loader gave no batch to recover with: pass a list or a DataLoader.")
+        if len(calls) == 1:
+            calls = _divided(calls[0])
+        self.held = calls[HELD_OUT - 1 :: HELD_OUT] or calls[-1:]
+        held = {id(call) for call in self.held}
+        self.seen = [call for call in calls if id(call) not in held] or calls
+        self.count = sum(map(size_of, calls))
+
+    @property
+    def is_held_apart(self) -> bool:
+        """Whether what is judged by is not learned from; a single sample has to do for both."""
+        return not any(one is other for one in self.held for other in self.seen)
+
+
+def size_of(call: Call) -> int:
+    """How many samples a call has: the first dimension that all of its tensors share, else 1."""
+    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)}
+    return sizes.pop() if len(sizes) == 1 else 1
+
+
+def part_of(call: Call, index: slice | Tensor) -> Call:
+    """Some of the samples of a call."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor[index], call)
+
+
+def _taken(loader: Iterable[Any], count: int) -> Iterable[Call]:
+    left = count
+    for batch in loader:
+        call: Call = ((batch[0] if isinstance(batch, tuple | list) else batch,), {})
+        size = size_of(call)
+        yield call if size <= left else part_of(call, slice(left))
+        left -= size
+        if left <= 0:
+            return
+
+
+def _divided(call: Call) -> list[Call]:
+    size = size_of(call)
+    held = torch.arange(size) % HELD_OUT == HELD_OUT - 1
+    if size < 2:
+        return [call]
+    if not held.any():
+        held[-1] = True
+    return [part_of(call, ~held), part_of(call, held)]
