@@ -119,7 +119,7 @@ def test_the_result_is_the_same_each_time():
     assert_same(state(models[0]), state(models[1]))
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """What a power cut is to a test."""
 
 
@@ -131,7 +131,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(registered, tmp_path, inte
         layers = work.network.quantized_layers()[:3]
         for layer in work.units(layers, "units"):
             if left[0] == 0:
-                raise Interrupted
+                raise InterruptedRunError
             left[0] -= 1
             noise = torch.rand(layer.weight.shape, generator=work.generator(layer.site.name))
             with torch.no_grad():
@@ -143,7 +143,7 @@ def test_an_interrupted_recovery_goes_on_where_it_was(registered, tmp_path, inte
     whole = calibrated()
     expected = whole.recover(DATA, steps)
     first, left[0] = calibrated(), interrupted_after
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         first.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
     resumed, left[0] = calibrated(), 3 - interrupted_after
     report = resumed.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
