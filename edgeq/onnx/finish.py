@@ -45,6 +45,7 @@ def finish(captured: Capture) -> ir.Model:
     _name_outputs(model.graph, captured.interface)
     for run in (fold_constants, transpose_weights, join_dequantizers):
         run(model.graph)
+    complete_branches(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
@@ -96,6 +97,23 @@ def _name_outputs(graph: ir.Graph, interface: list[str]) -> None:
             again.outputs[0].name, again.outputs[0].type, again.outputs[0].shape = name, value.type, value.shape
             graph.append(again)
             graph.outputs[index] = again.outputs[0]
+
+
+def complete_branches(graph: ir.Graph) -> None:
+    """Lets each branch of an If, which may only give what its own nodes make, make again what it hands on."""
+    for node in graph:
+        for attribute in node.attributes.values():
+            if not isinstance(attribute, ir.Attr) or attribute.type != ir.AttributeType.GRAPH:
+                continue
+            branch: ir.Graph = attribute.as_graph()
+            for index, value in enumerate(branch.outputs):
+                producer = value.producer()
+                if producer is None or producer.graph is not branch:
+                    again = ir.node("Identity", [value])
+                    again.outputs[0].type, again.outputs[0].shape = value.type, value.shape
+                    branch.append(again)
+                    branch.outputs[index] = again.outputs[0]
+            complete_branches(branch)
 
 
 def fold_constants(graph: ir.Graph) -> None:

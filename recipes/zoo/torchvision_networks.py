@@ -44,7 +44,7 @@ PARTS = {
         "roi_heads.keypoint_predictor",
     ),
 }
-FRAMES = {"s3d": (16, 64), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
+FRAMES = {"s3d": (16, 224), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}
 OPTIONS: dict[str, dict[str, Any]] = {"vit_b_16": {"image_size": 64}}
 
 

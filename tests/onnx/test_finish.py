@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 import pytest
 import torch
@@ -167,3 +168,34 @@ def test_layers_with_equal_integers_and_different_scales_keep_their_own(opset, t
     assert first[0] != second[0]
     assert (stored[first[0]] == stored[second[0]]).all()
     assert stored[second[1]] == pytest.approx(5 * stored[first[1]])
+
+
+def test_a_branch_that_hands_on_what_is_made_outside_of_it_makes_it_again():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 4] x, bool c) => (float[n, m] y) {
+        a = Relu(x)
+        y = If (c) <
+            then_branch = first () => (float[4] z) { axes = Constant <value = int64[1] {0}> () z = Squeeze(a, axes) },
+            else_branch = second () => (float[1, 4] b) { b = Identity(a) }
+        >
+    }
+    """
+    model = ir.from_onnx_text(text)
+    common.IdentityEliminationPass()(model)
+    (branch,) = (a.as_graph() for a in model.graph[1].attributes.values() if a.name == "else_branch")
+    assert branch.outputs[0].producer().graph is model.graph
+    finish.complete_branches(model.graph)
+    common.NameFixPass()(model)
+    assert [node.op_type for node in branch] == ["Identity"]
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    x = np.array([[-1, 2, -3, 4]], dtype=np.float32)
+    for condition, shape in ((True, (4,)), (False, (1, 4))):
+        (y,) = evaluated(proto, x, condition)
+        assert y.shape == shape
+        assert y.ravel().tolist() == [0, 2, 0, 4]
+
+
+def evaluated(proto, x, condition):
+    return onnx.reference.ReferenceEvaluator(proto).run(None, {"x": x, "c": np.array(condition)})
