@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.kinds import module_of
 from edgeq.graph.operators import operator_of
 
@@ -41,7 +42,7 @@ def fold_constants(
 
 def _constants(graph: fx.Graph, root: nn.Module) -> dict[Node, Tensor]:
     """The nodes that depend on no input, and their tensors."""
-    run = fx.Interpreter(root, graph=graph)
+    run = Interpreter(root, graph=graph)
     values: dict[Node, Tensor] = {}
     for node in graph.nodes:
         sources = node.all_input_nodes

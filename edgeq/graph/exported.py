@@ -25,6 +25,7 @@ from edgeq.graph.arguments import bound, call_arguments
 from edgeq.graph.aten import raised
 from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import Replacing, decomposition_of
+from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.recording import record
 from edgeq.graph.sizes import check_sizes, rounded_quotient
@@ -289,7 +290,7 @@ def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
 def _compare(model: nn.Module, graph: fx.Graph, given: inspect.BoundArguments) -> None:
     """Raises TraceError when the graph does not compute what the model does."""
     expected = pytree.tree_leaves(model(*given.args, **given.kwargs))
-    found = pytree.tree_leaves(fx.Interpreter(model, graph=graph).run(*_placed(graph, given)))
+    found = pytree.tree_leaves(Interpreter(model, graph=graph).run(*_placed(graph, given)))
     tensors = [(x, y) for x, y in zip(found, expected, strict=False) if isinstance(x, Tensor) or isinstance(y, Tensor)]
     same = len(found) == len(expected) and all(
         getattr(x, "shape", None) == getattr(y, "shape", None) for x, y in tensors

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BINS = 4096
 HALF = BINS // 2
+SMALLEST_EXPONENT = -120  # of the width of an empty histogram's bins
 
 
 class HistogramObserver(Observer):
@@ -35,7 +36,7 @@ class HistogramObserver(Observer):
     def __init__(self, spec: TensorSpec, channels: int | None = None, axis: int | None = None) -> None:
         super().__init__(spec, channels, axis)
         self.register_buffer("counts", torch.zeros(0, dtype=torch.float32))
-        self.register_buffer("exponent", torch.full((), -120, dtype=torch.int32))
+        self.register_buffer("exponent", torch.full((), SMALLEST_EXPONENT, dtype=torch.int32))
 
     def bins(self) -> Tensor:
         """The buffer `counts`, shape (BINS,). It stays the same tensor, since others may know it, as DDP does."""
@@ -43,6 +44,10 @@ class HistogramObserver(Observer):
             with torch.inference_mode(False):  # so that it can be written to outside of it as well
                 self.counts.data = torch.zeros(BINS, dtype=torch.float32, device=self.counts.device)
         return self.counts
+
+    def reset(self) -> None:
+        super().reset()
+        self.exponent.fill_(SMALLEST_EXPONENT)
 
     def observe(self, x: Tensor, floor: float | None = None, ceiling: float | None = None) -> None:
         self.bins()  # for an empty batch too, which not all processes need to have

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from edgeq.arithmetic import Rounding
 from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
+from edgeq.graph.interpreter import Interpreter
 from edgeq.modules.integer import IntegerLayer
 from edgeq.onnx.capture import tensor_names
 from edgeq.onnx.results import tensors_in
@@ -268,7 +269,7 @@ def _parts(inputs: tuple[Any, ...], batch: int | None) -> Iterator[tuple[Any, ..
         )
 
 
-class _Run(fx.Interpreter):
+class _Run(Interpreter):
     """Runs a converted network and keeps its integer tensors in `codes`. With `given`, every operation works on
     those integers instead of the ones that came before it.
     """

@@ -241,3 +241,16 @@ def test_an_observer_from_outside_is_named_in_a_preset_like_any_other(half_range
 def test_no_name_is_registered_twice():
     with pytest.raises(SpecError, match="'half_range' is already registered"):
         OBSERVERS.register("half_range")(Observer)
+
+
+@every
+def test_a_reset_observer_is_as_good_as_new(name):
+    used, new = (OBSERVERS[name](TensorSpec()) for _ in range(2))
+    buffers = dict(used.named_buffers())
+    used.observe(normal(64, seed=1) * 1e4)
+    used.reset()
+    assert all(value is buffers[key] for key, value in used.named_buffers())
+    for observer in (used, new):
+        observer.observe(normal(64, seed=2))
+    assert same(used, new)
+    assert all(torch.equal(*pair) for pair in zip(used.range(), new.range(), strict=True))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.kinds import attribute
 
 ROUNDING = 200  # units in the last place of the greatest value: what the order of operations may cost
@@ -54,7 +55,7 @@ def _call(root: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-class Shapes(fx.Interpreter):
+class Shapes(Interpreter):
     """Runs a graph and keeps the shape of every tensor, by node."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:

@@ -4,11 +4,21 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
+import edgeq
 from edgeq.graph.passes.compare import greatest_difference, in_evaluation, is_rounding
 
 INF = float("inf")
+
+fx.wrap("within")
+
+
+def within(window, size):
+    """Writes into the list that it was given."""
+    for index, extent in enumerate(size):
+        window[index] = min(window[index], extent)
+    return window
 
 
 @pytest.mark.parametrize(("before", "after", "expected"), [
@@ -48,3 +58,20 @@ def test_modes_are_as_before_afterwards():
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_functions_may_write_into_the_lists_that_they_are_given():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            height, width = within([8, 4], [y.shape[2], y.shape[3]])
+            return self.last(y[:, :, :height, :width])
+
+    x = torch.randn(2, 3, 6, 6)
+    model = edgeq.PTCFxModule(Windows().eval(), example_inputs=x).calibrate([x])
+    assert model(x).shape == model.convert()(x).shape == (2, 2, 6, 4)
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 2, 8, 4)
