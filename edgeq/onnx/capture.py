@@ -7,7 +7,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +21,13 @@ from edgeq.graph.program import Program
 from edgeq.graph.rewrite import drop_unread
 from edgeq.onnx.recurrent import write_recurrent
 from edgeq.onnx.results import has_names, opened, tensors_in
-from edgeq.onnx.specialize import specialize
+from edgeq.onnx.specialize import doubled, specialize
 
 if TYPE_CHECKING:
     import onnx_ir
 
 OLDEST_OPSET, NEWEST_OPSET = 13, 21
+BATCH = "batch"  # what a file calls the size that is left open
 TORCHSCRIPT_UP_TO = 17
 
 
@@ -39,6 +40,7 @@ class Capture:
     names: dict[str, str]  # of each tensor: its name in the file
     interface: list[str]  # the names of the inputs, and then of the outputs
     parameters: set[str]  # the names of the network's own tensors
+    merged: dict[str, str] = field(default_factory=dict)  # tensors that an exporter found to be another one's twins
 
 
 def capture(
@@ -66,6 +68,7 @@ def capture(
     specialize(program, inputs, dynamic_batch)
     with torch.no_grad():
         example = program(*inputs)
+        of_twice = program(*doubled(inputs)) if dynamic_batch else None
     present = {node.name for node in program.fx_graph.nodes}
     tensors = tuple(name for name in network.tensors if name in present)
     inputs_named = _names(input_names, _argument_names(program, inputs), "input_names")
@@ -92,6 +95,9 @@ def capture(
                 f"Opsets up to {TORCHSCRIPT_UP_TO} and those above are written by different exporters, which know "
                 "different operations: try another opset_version, or write the operation otherwise."
             ) from error
+    if dynamic_batch and exporter is _torchscript:
+        batch = next(tensor.shape[0] for tensor in inputs if tensor.dim())
+        _open_batch(model, _open_shapes(example, of_twice, batch))
     parameters = {name for name, _ in (*program.named_parameters(), *program.named_buffers())}
     return Capture(model, tensors, tensor_names(network), [*inputs_named, *outputs_named], parameters)
 
@@ -211,7 +217,7 @@ def _torchscript(
     import onnx_ir as ir
 
     buffer: Any = io.BytesIO()
-    axes = {name: {0: "batch"} for name in (*input_names, *output_names)} if dynamic else None
+    axes = {name: {0: BATCH} for name in input_names} if dynamic else None
     torch.onnx.export(
         program,
         inputs,
@@ -256,6 +262,29 @@ def _dynamo(
     return written.model
 
 
+def _open_shapes(result: Any, of_twice: Any, batch: int) -> list[list[int | str | None]]:
+    """The shapes of the tensors that a network returns, from its results for a batch of that size and for twice as
+    many: a size that is the batch's is called so, and another one that changes has no name.
+    """
+
+    def opened_size(one: int, two: int) -> int | str | None:
+        return one if one == two else BATCH if (one, two) == (batch, 2 * batch) else None
+
+    pairs = zip(tensors_in(result), tensors_in(of_twice), strict=True)
+    return [[opened_size(*sizes) for sizes in zip(x.shape, y.shape, strict=True)] for (_, x), (_, y) in pairs]
+
+
+def _open_batch(model: onnx_ir.Model, shapes: list[list[int | str | None]]) -> None:
+    """Takes away the shapes that the exporter noted, since some are the example's, and gives the outputs theirs."""
+    import onnx_ir as ir
+
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    for value, shape in zip(model.graph.outputs, shapes, strict=False):  # behind them are the integer tensors
+        value.shape = ir.Shape(shape)
+
+
 def _name_batch(model: onnx_ir.Model) -> None:
     """Calls the first dimension of the inputs "batch" wherever it occurs; the exporter gave it a number."""
     import onnx_ir as ir
@@ -264,4 +293,4 @@ def _name_batch(model: onnx_ir.Model) -> None:
     sizes = {str(value.shape[0]) for value in model.graph.inputs if value.shape and not value.shape.is_static(0)}
     for value in values:
         if value.shape is not None:
-            value.shape = ir.Shape("batch" if str(size) in sizes else size for size in value.shape)
+            value.shape = ir.Shape(BATCH if str(size) in sizes else size for size in value.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
@@ -26,7 +27,7 @@ from edgeq.onnx.capture import capture
 from edgeq.onnx.finish import finish
 from edgeq.onnx.integer import to_integer
 from edgeq.onnx.kernels import Kernels, kernels_of
-from edgeq.onnx.verify import Parity, compare
+from edgeq.onnx.verify import MERGED, Parity, compare
 from edgeq.version import __version__
 
 FORMATS = ("qdq", "integer")
@@ -91,6 +92,8 @@ def export(
         model = to_integer(model, network.backend.rounding)
     common.ShapeInferencePass()(model)
     _describe(model, network, format)
+    if captured.merged:
+        model.metadata_props[MERGED] = json.dumps(captured.merged)
     proto = ir.to_proto(model)
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -60,10 +60,12 @@ def finish(captured: Capture) -> ir.Model:
 
 
 def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
-    """Removes the outputs that stand for integer tensors, and names their values instead. Raises ExportError for one
-    that no quantizer gives: exporters write arithmetic without a word where they do not know an operation.
+    """Removes the outputs that stand for integer tensors, and names their values instead; of those that became one
+    value, by the first. Raises ExportError for one that no quantizer gives: exporters write arithmetic without a word
+    where they do not know an operation.
     """
     lost = []
+    named: dict[ir.Value, str] = {}
     first = len(graph.outputs) - len(captured.tensors)
     values = list(graph.outputs)[first:]
     while len(graph.outputs) > first:
@@ -71,6 +73,10 @@ def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
     for name, value in zip(captured.tensors, values, strict=True):
         while (identity := maker(value, "Identity")) is not None:
             value = operand(identity, 0)
+        if value in named:
+            captured.merged[captured.names[name]] = named[value]
+            continue
+        named[value] = captured.names[name]
         value.name = f"{captured.names[name]}{CODES}"
         node = value.producer()
         while node is not None and node.op_type in ("Clip", "Cast"):  # bounds of codes

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from edgeq.errors import ExportError
 from edgeq.graph.arguments import describe
 from edgeq.graph.conditions import argument
+from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.movers import Method
 from edgeq.graph.program import Program
 from edgeq.modules.codes import OnCodes
@@ -18,7 +20,7 @@ from edgeq.onnx.uneven_pool import write_out_uneven_pools
 RESHAPES = ("reshape", "view")
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(Interpreter):
     """Runs a program's graph and keeps what each node gives."""
 
     def __init__(self, program: Program) -> None:
@@ -48,7 +50,7 @@ def specialize(program: Program, inputs: tuple[Any, ...], dynamic_batch: bool) -
     others = values
     if dynamic_batch:
         try:
-            others = _run(program, tuple(_doubled(value) for value in inputs))
+            others = _run(program, doubled(inputs))
         except RuntimeError as error:
             raise ExportError(
                 "The model cannot take a batch of another size, so it cannot be exported with dynamic_batch=True: "
@@ -77,8 +79,9 @@ def _run(program: Program, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
     return recorder.values
 
 
-def _doubled(value: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, value)
+def doubled(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs with each batch twice."""
+    return pytree.tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x, inputs)
 
 
 def _is_size(value: Any) -> bool:

@@ -8,6 +8,7 @@ runtime's own inputs? A tensor that differs but not locally has only inherited w
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from edgeq.onnx.tolerance import OTHERWISE, OUTPUT_ERROR, Tolerance, cause_of, t
 
 BATCH = 64
 HALF_EVEN_ONLY = ("QuantizeLinear", "QLinearConv", "QLinearMatMul")
+MERGED = "edgeq.merged"  # in a file's metadata: integer tensors, and which one each is the same value as, as JSON
 MOST_NAMED = 5  # tensors beyond their tolerance in a message
 
 
@@ -173,10 +175,14 @@ def compare(
 
 
 def expose(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
-    """A copy of the model that also returns each integer tensor."""
+    """A copy of the model that also returns each integer tensor, those by themselves that are one value in it."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    there = {output for node in model.graph.node for output in node.output}
+    for twin, name in json.loads(
+        next((prop.value for prop in model.metadata_props if prop.key == MERGED), "{}")
+    ).items():
+        exposed.graph.node.append(helper.make_node("Identity", [f"{name}/codes"], [f"{twin}/codes"]))
+    there = {output for node in exposed.graph.node for output in node.output}
     missing = [name for name in names.values() if f"{name}/codes" not in there]
     if missing:
         raise ExportError(f"The file has lost {len(missing)} quantizers: {', '.join(missing[:5])}.")
