@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from edgeq.backends import BackendSpec, load_backend, settle
 from edgeq.checkpoint import LoadReport, load_weights
+from edgeq.distillation import Distillation, Teacher
 from edgeq.errors import CalibrationError, SpecError
 from edgeq.graph.arguments import as_call, tried
 from edgeq.graph.chosen import Submodules, chosen
@@ -322,6 +323,9 @@ class QATFxModule(QuantizedWrapper):
         num_observer_update_epochs: defaults to total_epochs // 2 + 1, at least 1.
         bias_calibration_factor: as in `PTCFxModule`, at the end of each epoch. Its inputs are not saved: call
             ``eval()``, which ends the epoch, before a checkpoint is.
+        distillation: how much the network learns from the float model beside what the loop teaches it: the weight of
+            that loss, or a dict of its settings (`Distillation`). The loop stays as it is; only one that multiplies
+            its loss, with a `torch.amp.GradScaler`, says so to `use_grad_scaler`.
 
     Raises:
         SpecError, TraceError: as in `PTCFxModule`.
@@ -344,6 +348,7 @@ class QATFxModule(QuantizedWrapper):
         rewrites: Wanted | None = None,
         submodules: Submodules | None = None,
         standalone: Submodules | None = None,
+        distillation: Distillation | float | Mapping[str, Any] | None = None,
     ) -> None:
         if total_epochs is None:
             raise SpecError(
@@ -353,7 +358,28 @@ class QATFxModule(QuantizedWrapper):
             total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
         )
         options = untraced, rewrites, submodules, standalone
+        settings = None if distillation is None else Distillation.from_data(distillation)
         super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
+        self.teacher = None if settings is None else Teacher(model, settings)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().forward(*args, **kwargs)
+        if self.teacher is None or not (self.training and torch.is_grad_enabled()):
+            return outputs
+        return self.teacher.teach(outputs, args, kwargs)
+
+    def use_grad_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """Says that the loop multiplies its loss by the scale of `scaler`, so that what distillation adds to the
+        gradients is multiplied by it too.
+        """
+        if self.teacher is not None:
+            self.teacher.scaler = scaler
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QATFxModule:
+        super()._apply(fn, recurse)
+        if self.teacher is not None:
+            self.teacher.to_where(fn)
+        return self
 
 
 class IntegerModule(ExportingModule):
