@@ -77,9 +77,7 @@ COMPUTED = """
     torch.einsum("bchw,bcxw->bchx",h,h.flip(1)) torch.einsum("bchw,bdhw->bcd",h,h) torch.einsum("...hw,...xw->...hx",h,h) torch.einsum("bchw,bchw->bchw",h,h) torch.einsum("bchw,bchw->b",h,h).unsqueeze(1) torch.einsum("bchw->bc",h) torch.outer(h[0,0,0],h[0,0,1]) torch.addmm(h[0,0],h[0,1],h[0,2],beta=0)
 """
 
-UNARY = (
-    "exp exp2 expm1 log1p sqrt rsqrt reciprocal erf erfc sin cos tan asin acos atan sinh cosh asinh atanh arcsin arccos arctan sinc"
-)
+UNARY = "exp exp2 expm1 log1p sqrt rsqrt reciprocal erf erfc sin cos tan asin acos atan sinh cosh asinh atanh arcsin arccos arctan sinc"
 STEPS = {  # more than one tensor is computed
     **{spelling: 3 for name in UNARY.split() for spelling in (f"torch.{name}(h.sigmoid()*0.9)", f"(h.sigmoid()*0.9).{name}()")},
     "torch.div(h,h.sigmoid()+1).sum(1)": 4, "h+m.table": 2, "m.table*h": 2, "h-m.scalar": 2, "torch.reciprocal(h.exp()+1)": 3, "nn.Sequential(nn.Tanhshrink(),nn.BatchNorm2d(8))(h)": 2, "torch.matmul(h,m.weights[0])": 2, "h@m.weights[0]": 2,

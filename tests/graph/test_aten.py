@@ -224,7 +224,11 @@ def assert_same_rows(spelling):
     assert found == rows or rows & WRITTEN_OUT, spelling
 
 
-OTHERWISE = ("h.data", "F.max_pool2d(h,2,return_indices=True)[0]", "torch.linalg.inv(h+torch.eye(6)*9)")  # refused, not read, constant
+OTHERWISE = (
+    "h.data",
+    "F.max_pool2d(h,2,return_indices=True)[0]",
+    "torch.linalg.inv(h+torch.eye(6)*9)",
+)  # refused, not read, constant
 SAMPLE = [
     *("h.permute(0,2,3,1)", "h[:,torch.tensor([1,0])]", "F.relu(h)", "h**2", "torch.einsum('bchw,bcxw->bchx',h,h)", "h@h.mT"),
     *("F.gelu(h,approximate='tanh')", "torch.max(h,dim=2,keepdim=True)[0]", "F.linear(h,m.square.t())", "F.glu(h,1)", "h.softmax(dim=1)"),
