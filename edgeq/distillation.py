@@ -24,8 +24,8 @@ DISTILLATION_LOSSES: Registry[Callable[..., Tensor]] = Registry("distillation lo
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much is learned from the float model. `weight` multiplies the loss of that name, which is added to the user's;
-    `temperature` softens the distributions that "divergence" compares.
+    """How much is learned from the float model. `weight` multiplies the loss of that name, which is added to the
+    user's; `temperature` softens the distributions that "divergence" compares.
     """
 
     weight: float = strict.number(1.0, 0.0, 1e6)
@@ -84,8 +84,8 @@ class Teacher:
         leaves, structure = pytree.tree_flatten(outputs)
         if [getattr(leaf, "shape", None) for leaf in leaves] != [getattr(leaf, "shape", None) for leaf in expected]:
             raise SpecError(
-                "distillation compares the outputs of the quantized network with the float model's, which in evaluation "
-                "returns something else than in training. Give a model that returns the same in both."
+                "distillation compares the outputs of the quantized network with the float model's, which in "
+                "evaluation returns something else than in training. Give a model that returns the same in both."
             )
         scale = 1.0 if self.scaler is None else self.scaler.get_scale()
         taught = [self._taught(leaf, other, scale) for leaf, other in zip(leaves, expected, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from edgeq.errors import SpecError
-from edgeq.graph.prepared import RESERVED
+from edgeq.graph.growing_tree import RESERVED
 from edgeq.graph.program import Program
 
 

@@ -14,13 +14,14 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.conditions import argument, is_of_shape
 from edgeq.graph.constants import fold_constants
+from edgeq.graph.growing_tree import RESERVED, GrowingTree, reserved_path
 from edgeq.graph.hooks import hooked, tell_of_lost_hooks
 from edgeq.graph.inline import Inlined, inlined
 from edgeq.graph.kinds import attribute, module_of
 from edgeq.graph.left_float import left_in_float, reads_codes
 from edgeq.graph.movers import mover
 from edgeq.graph.operators import data_inputs, operator_of
-from edgeq.graph.prepared import RESERVED, PreparedModule
+from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.program import Program
 from edgeq.modules.codes import Codes, Dequantize, Quantize
 from edgeq.modules.embedding import TableQuantizer
@@ -103,11 +104,10 @@ class _Converter:
     def __init__(self, network: PreparedModule, qconfig: QConfig, floats: set[str]) -> None:
         self.network, self.qconfig, self.floats = network, qconfig, floats
         self.graph = fx.Graph()
-        self.root = nn.Module()
+        self.tree = GrowingTree()
         self.codes: dict[Node, Node] = {}
         self.reals: dict[Node, Any] = {}
         self.operations: dict[str, str] = {}
-        self.constants: dict[tuple[str, str], str] = {}
         self.clip_on_integers = network.backend.onnx.clip_on_integers
 
     def converted(self) -> ConvertedModule:
@@ -115,31 +115,20 @@ class _Converter:
         for node in self.network.fx_graph.nodes:
             self._node(node)
         self._drop_unread()
-        for name, path in fold_constants(self.graph, self.root, self._keep_constant):
+        for name, path in fold_constants(self.graph, self.tree.root, self.tree.keep_folded):
             self.operations.pop(name, None)
-            self._take_out(path)
+            self.tree.take_out(path, self.graph)
         self.graph.lint()
         calls = {str(node.target) for node in self.network.fx_graph.nodes if node.op == "call_module"}
-        lost = hooked(self.network) & calls - hooked(self.root)
+        lost = hooked(self.network) & calls - hooked(self.tree.root)
         tell_of_lost_hooks("The network of integers", lost)
-        whole = inlined(self.graph, self.root, self.operations)
-        return ConvertedModule(self.root, whole, self.qconfig, self.network.backend)
-
-    def _keep_constant(self, name: str, value: torch.Tensor) -> str:
-        path = _path("folded", name)
-        self._install(path, value.clone())
-        return path
+        whole = inlined(self.graph, self.tree.root, self.operations)
+        return ConvertedModule(self.tree.root, whole, self.qconfig, self.network.backend)
 
     def _attribute_path(self, node: Node) -> str:
         """Where an attribute goes; that of a layer, whose own are integers, to a place of its own."""
         owner = self.network.get_submodule(str(node.target).rpartition(".")[0])
-        return _path("attributes", node.name) if isinstance(owner, QuantizedLayer) else str(node.target)
-
-    def _take_out(self, path: str | None) -> None:
-        """Takes a module that nothing calls any more out of the new tree."""
-        if path is not None and all(node.target != path for node in self.graph.nodes if node.op == "call_module"):
-            parent, _, name = path.rpartition(".")
-            delattr(self.root.get_submodule(parent), name)
+        return reserved_path("attributes", node.name) if isinstance(owner, QuantizedLayer) else str(node.target)
 
     def _drop_unread(self) -> None:
         """Drops what no output depends on, such as the loss head of a training: an exported file has none of it."""
@@ -174,8 +163,8 @@ class _Converter:
         """The node of the new graph that gives a value as real numbers."""
         if node not in self.reals:
             quantizer = self._quantizer_of(node)
-            name = _path("dequantize", node.name)
-            self._install(name, Dequantize(quantizer))
+            name = reserved_path("dequantize", node.name)
+            self.tree.install(name, Dequantize(quantizer))
             self.reals[node] = self.graph.call_module(name, (self.codes[node],))
         return self.reals[node]
 
@@ -188,8 +177,8 @@ class _Converter:
     def _code(self, node: Node) -> Node:
         """The node of the new graph that gives a value as codes."""
         if node not in self.codes:
-            name = _path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
-            self._install(name, Quantize(self._quantizer_of(node)))
+            name = reserved_path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
+            self.tree.install(name, Quantize(self._quantizer_of(node)))
             self._keep_codes(node, self.graph.call_module(name, (self.reals[node],)), "quantize")
         return self.codes[node]
 
@@ -207,19 +196,6 @@ class _Converter:
             return isinstance(node.args[1], slice) and self._gives_several(node.args[0])
         return operator_of(node, module_of(node, self.network)).name == "split"
 
-    def _install(self, path: str, value: nn.Module | torch.Tensor) -> None:
-        """Puts a module or a tensor into the new tree."""
-        *parents, name = path.split(".")
-        module = self.root
-        for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, nn.Module())
-            module = getattr(module, parent)
-        if isinstance(value, nn.Module):
-            module.add_module(name, value)
-        elif not hasattr(module, name):
-            module.register_buffer(name, value)
-
     def _moves_codes(self, node: Node, module: nn.Module | None) -> bool:
         """Whether a node only moves values that are there as codes, into one that is wanted as codes."""
         sources = data_inputs(node, module) if node.op.startswith("call") else []
@@ -233,10 +209,10 @@ class _Converter:
             self.reals[node] = self._real(source)
             return
         codes = Quantize(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
-        path = _path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
+        path = reserved_path("tensors", node.name.removeprefix(f"{RESERVED}_tensors_"))
         if source.op == "get_attr":
-            path = self._constant_path(quantizer.name, str(source.target))
-            self._install(path, codes.encode(attribute(self.network, str(source.target)).detach()))
+            path = self.tree.constant_path(quantizer.name, str(source.target))
+            self.tree.install(path, codes.encode(attribute(self.network, str(source.target)).detach()))
             self._keep_codes(node, self.graph.get_attr(path), "constant")
             return
         row = operator_of(source, module_of(source, self.network))
@@ -248,21 +224,11 @@ class _Converter:
             left, right = source.args
             target = Codes(quantizer, node.kwargs.get("floor"), node.kwargs.get("ceiling"), self.clip_on_integers)
             sources = Codes(self._quantizer_of(left)), Codes(self._quantizer_of(right))
-            self._install(path, IntegerPair(operation, *sources, target))
+            self.tree.install(path, IntegerPair(operation, *sources, target))
             self._keep_codes(node, self.graph.call_module(path, (self.codes[left], self.codes[right])), operation)
             return
-        self._install(path, codes)
+        self.tree.install(path, codes)
         self._keep_codes(node, self.graph.call_module(path, (self._real(source),)), operation)
-
-    def _constant_path(self, quantizer: str, attribute_path: str) -> str:
-        """Where the codes of an attribute, or those of a table, go: several may have one quantizer."""
-        key = quantizer, attribute_path
-        if key not in self.constants:
-            name = quantizer
-            while _path("constants", name) in self.constants.values():
-                name += "_"
-            self.constants[key] = _path("constants", name)
-        return self.constants[key]
 
     def _table_quantizer(self, node: Node) -> TableQuantizer | None:
         """The quantizer behind a look-up that moves the codes of its table."""
@@ -271,8 +237,8 @@ class _Converter:
 
     def _look_up(self, node: Node, quantizer: TableQuantizer) -> None:
         """The table as codes, and its rows picked from them."""
-        path = self._constant_path(quantizer.name, "")
-        self._install(path, Codes(quantizer).encode(quantizer.table.detach()))
+        path = self.tree.constant_path(quantizer.name, "")
+        self.tree.install(path, Codes(quantizer).encode(quantizer.table.detach()))
         picked = self._real(argument(node.args[0], 0, "input")), self.graph.get_attr(path)
         made = self.graph.create_node("call_function", functional.embedding, picked, name=quantizer.name)
         self._keep_codes(node, made, "moved")
@@ -300,13 +266,13 @@ class _Converter:
             site.ceiling,
         )
         path = str(node.target)
-        self._install(path, made)
+        self.tree.install(path, made)
         call = self.graph.call_module(path, (self._code(node.args[0]),))
         self._keep(node, call, layer.operation.function, target is not None)
 
     def _matmul(self, node: Node, site: MatmulSite) -> None:
         target = self._target(site)
-        self._install(
+        self.tree.install(
             str(node.target), IntegerMatmul(Codes(site.left), Codes(site.right), target, site.floor, site.ceiling)
         )
         made = self.graph.call_module(str(node.target), tuple(self._code(factor) for factor in node.args))
@@ -333,8 +299,8 @@ class _Converter:
         if node.target is operator.getitem and self._gives_several(source):
             made = self.graph.call_function(operator.getitem, args)
         else:
-            path = _path("movers", node.name)
-            self._install(path, mover(node, module, Codes(self._quantizer_of(node))))
+            path = reserved_path("movers", node.name)
+            self.tree.install(path, mover(node, module, Codes(self._quantizer_of(node))))
             if node.op == "call_function" and row.name == "pad":
                 args, kwargs = args[:2], {**kwargs, **dict(zip(("mode", "value"), args[2:], strict=False))}
             made = self.graph.call_module(path, args, kwargs)
@@ -350,7 +316,7 @@ class _Converter:
         elif isinstance(module, QuantizedLayer):
             weight, bias = module.folded(module.weight, module.bias)
             bias = None if bias is None else bias - module.bias_shift  # which calibration gave for integers
-            self._install(str(node.target), FloatLayer(module.operation, weight, bias))
+            self.tree.install(str(node.target), FloatLayer(module.operation, weight, bias))
             made = self.graph.call_module(str(node.target), (self._real(node.args[0]),))
             self._keep_real(node, made, (module.site.floor, module.site.ceiling))
         elif isinstance(module, QuantizedMatmul):
@@ -371,13 +337,13 @@ class _Converter:
             self.reals[node] = self._real(node.args[0])
             return
         if module is not None:
-            self._install(str(node.target), self._float_module(node, module))
+            self.tree.install(str(node.target), self._float_module(node, module))
         if node.op == "get_attr":
             readers = [module_of(user, self.network) for user in node.users]
             if all(_quantizes(reader) for reader in readers) and not self.floats & {user.name for user in node.users}:
                 return  # it is kept as codes
             path = self._attribute_path(node)
-            self._install(path, attribute(self.network, str(node.target)).detach().clone())
+            self.tree.install(path, attribute(self.network, str(node.target)).detach().clone())
             self.reals[node] = self.graph.get_attr(path)
             return
         of_shape = is_of_shape(node, operator_of(node, module).name)
@@ -397,8 +363,3 @@ class _Converter:
 def _quantizes(module: nn.Module | None) -> bool:
     """Whether a module makes codes of what it is given."""
     return isinstance(module, TensorQuantizer) and module.observed
-
-
-def _path(kind: str, name: str) -> str:
-    """Where in the new tree something for a node or a quantizer goes; "to" and "type" are methods of modules."""
-    return f"{RESERVED}.{kind}.{name}{'_' if hasattr(nn.Module, name) else ''}"

@@ -28,6 +28,7 @@ from edgeq.graph.decompose import Replacing, decomposition_of
 from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.recording import record
+from edgeq.graph.results import tensors_in
 from edgeq.graph.sizes import check_sizes, rounded_quotient
 from edgeq.graph.trace import SCOPE, Tracer
 from edgeq.graph.undisturbed import undisturbed
@@ -289,15 +290,11 @@ def _item_of(call: Any, module: nn.Module, node: fx.Node) -> Any:
 
 def _compare(model: nn.Module, graph: fx.Graph, given: inspect.BoundArguments) -> None:
     """Raises TraceError when the graph does not compute what the model does."""
-    expected = pytree.tree_leaves(model(*given.args, **given.kwargs))
-    found = pytree.tree_leaves(Interpreter(model, graph=graph).run(*_placed(graph, given)))
-    tensors = [(x, y) for x, y in zip(found, expected, strict=False) if isinstance(x, Tensor) or isinstance(y, Tensor)]
-    same = len(found) == len(expected) and all(
-        getattr(x, "shape", None) == getattr(y, "shape", None) for x, y in tensors
-    )
-    if not same:
+    expected = [tensor for _, tensor in tensors_in(model(*given.args, **given.kwargs))]
+    found = [tensor for _, tensor in tensors_in(Interpreter(model, graph=graph).run(*_placed(graph, given)))]
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         raise TraceError("The graph that torch.export gave returns tensors of other shapes than the model.")
-    for ours, theirs in tensors:
+    for ours, theirs in zip(found, expected, strict=True):
         if theirs.is_floating_point() and theirs.numel():
             difference = float((ours - theirs).abs().max())
             if not difference <= TOLERANCE * max(float(theirs.abs().max()), 1e-6):

@@ -15,6 +15,7 @@ from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
 from edgeq.graph.functional_norms import norm_modules
 from edgeq.graph.fuse import Chain
+from edgeq.graph.growing_tree import RESERVED
 from edgeq.graph.hooks import lost_hooks, tell_of_lost_hooks
 from edgeq.graph.in_place import functionalize, written_inputs
 from edgeq.graph.kinds import module_of
@@ -23,7 +24,7 @@ from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.parameter_arithmetic import name_computed_parameters
 from edgeq.graph.passes import Wanted, measure, rewrite_graph
 from edgeq.graph.places import node_name
-from edgeq.graph.prepared import RESERVED, PreparedModule, Quantization
+from edgeq.graph.prepared import PreparedModule, Quantization
 from edgeq.graph.program import Program
 from edgeq.graph.rewrite import (
     drop_unread,

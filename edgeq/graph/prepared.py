@@ -26,7 +26,6 @@ from edgeq.spec import Place, QConfig
 if TYPE_CHECKING:
     from edgeq.graph.passes.changes import Changes
 
-RESERVED = "quantization"  # where edgeq keeps its state in a user's tree of modules
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
-from edgeq.graph.prepared import RESERVED
+from edgeq.graph.growing_tree import RESERVED
 from edgeq.graph.program import Program
+from edgeq.graph.results import has_names, opened, tensors_in
 from edgeq.graph.rewrite import drop_unread
 from edgeq.onnx.recurrent import write_recurrent
-from edgeq.onnx.results import has_names, opened, tensors_in
 from edgeq.onnx.specialize import doubled, specialize
 
 if TYPE_CHECKING:

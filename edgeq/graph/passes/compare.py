@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from edgeq.graph.interpreter import Interpreter
 from edgeq.graph.kinds import attribute
+from edgeq.graph.results import tensors_in
 
 ROUNDING = 200  # units in the last place of the greatest value: what the order of operations may cost
 
@@ -74,8 +74,8 @@ def greatest_difference(before: Any, after: Any) -> tuple[float, float]:
     first; NaN where one has numbers that the other lacks.
     """
     difference = size = 0.0
-    for one, other in zip(pytree.tree_leaves(before), pytree.tree_leaves(after), strict=True):
-        if not (isinstance(one, Tensor) and one.is_floating_point() and one.numel()):
+    for (_, one), (_, other) in zip(tensors_in(before), tensors_in(after), strict=True):
+        if not (one.is_floating_point() and one.numel()):
             continue
         if one.shape != other.shape:
             return float("nan"), size

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from edgeq.errors import SpecError
 from edgeq.graph.annotate import stays_float
 from edgeq.graph.fuse import Chain, chains
+from edgeq.graph.growing_tree import RESERVED
 from edgeq.graph.kinds import floating_nodes, module_of
 from edgeq.graph.marks import marked
 from edgeq.graph.operators import operator_of
@@ -19,7 +20,6 @@ from edgeq.graph.passes.changes import Change
 from edgeq.graph.passes.compare import evaluate, greatest_difference, is_rounding
 from edgeq.graph.passes.registry import Rewrite
 from edgeq.graph.places import PLACE
-from edgeq.graph.prepared import RESERVED
 from edgeq.graph.ranks import Ranks
 from edgeq.graph.region import outside_of_region
 from edgeq.graph.trace import SCOPE

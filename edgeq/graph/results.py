@@ -1,0 +1,44 @@
+"""The tensors inside of what a network takes or gives: those are the inputs and outputs of a file, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+
+def tensors_in(value: Any) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """Each tensor inside of dicts, lists, tuples and dataclasses, with the keys, numbers and fields that lead to it.
+    What is no tensor, such as None or a size, is passed over.
+    """
+    for path, leaf in pytree.tree_flatten_with_path(value, is_leaf=dataclasses.is_dataclass)[0]:
+        keys = tuple(_key(part) for part in path)
+        if isinstance(leaf, Tensor):
+            yield keys, leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            for field in dataclasses.fields(leaf):
+                for inner, tensor in tensors_in(getattr(leaf, field.name)):
+                    yield (*keys, field.name, *inner), tensor
+
+
+def _key(part: Any) -> str:
+    """Of a dict, a list or a named tuple."""
+    return str(next(getattr(part, name) for name in ("key", "idx", "name") if hasattr(part, name)))
+
+
+def has_names(value: Any) -> bool:
+    """Whether a network gives its tensors by names of their own: a dict, a named tuple or a dataclass."""
+    return isinstance(value, dict) or hasattr(value, "_fields") or dataclasses.is_dataclass(value)
+
+
+def opened(result: Any) -> Any:
+    """What a graph returns, with the fields of a dataclass, which is made by a call, in the place of the call."""
+
+    def fields_of(node: fx.Node) -> Any:
+        is_made = node.op == "call_function" and isinstance(node.target, type) and dataclasses.is_dataclass(node.target)
+        return opened(dict(node.kwargs)) if is_made else node
+
+    return fx.node.map_arg(result, fields_of)
