@@ -25,9 +25,9 @@ from edgeq.arithmetic import Rounding
 from edgeq.errors import ExportError
 from edgeq.graph.convert import ConvertedModule
 from edgeq.graph.interpreter import Interpreter
+from edgeq.graph.results import tensors_in
 from edgeq.modules.integer import IntegerLayer
 from edgeq.onnx.capture import tensor_names
-from edgeq.onnx.results import tensors_in
 from edgeq.onnx.session import Runtime
 from edgeq.onnx.tolerance import OTHERWISE, OUTPUT_ERROR, Tolerance, cause_of, tolerance_of
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import edgeq
-from edgeq.onnx.results import opened, tensors_in
 
 Pair = namedtuple("Pair", "first second")
 
@@ -75,19 +74,3 @@ def test_sizes_that_are_returned_do_not_hinder_a_file_for_any_batch(tmp_path):
     result = wrapped.export(torch.randn(2, 3, 8, 8), tmp_path / "file.onnx", dynamic_batch=True)
     outputs = onnx.load(result.path).graph.output
     assert [output.type.tensor_type.shape.dim[0].dim_param for output in outputs] == ["batch", "batch"]
-
-
-def test_tensors_are_found_in_order_with_what_leads_to_them():
-    x, y = torch.zeros(1), torch.ones(1)
-    found = list(tensors_in({"a": [None, x], "b": Record(Pair(y, 3), {"c": x})}))
-    assert [path for path, _ in found] == [("a", "1"), ("b", "logits", "first"), ("b", "features", "c")]
-    assert [tensor for _, tensor in found] == [x, y, x]
-
-
-def test_only_dataclasses_that_a_graph_makes_are_opened():
-    graph = torch.fx.Graph()
-    x = graph.placeholder("x")
-    made = graph.call_function(Record, (), {"logits": x, "features": None})
-    inside = graph.call_function(Record, (), {"logits": made, "features": x})
-    other = graph.call_function(torch.relu, (x,))
-    assert opened((inside, other)) == ({"logits": {"logits": x, "features": None}, "features": x}, other)
