@@ -182,7 +182,9 @@ def _group(graph: fx.Graph, root: nn.Module, quantized: set[fx.Node], qconfig: Q
 
     def joins_a_mean(sources: list[fx.Node]) -> bool:
         found = {find(source) for source in sources}
-        return any(find(mean) in found and find(source) in found - {find(mean)} for mean, source in means)
+        return len(found) > 1 and any(
+            find(mean) in found and find(source) in found - {find(mean)} for mean, source in means
+        )
 
     producers: set[fx.Node] = set()
     means: list[tuple[fx.Node, fx.Node]] = []  # with what each is taken of

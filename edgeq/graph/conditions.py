@@ -13,7 +13,7 @@ Ends = tuple[float | None, float | None]
 Bounds = Callable[[fx.Node, nn.Module | None], Ends | None]
 Condition = Callable[[fx.Node, nn.Module | None], bool]
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+PARAMETERS = ((1, "weight"), (2, "bias"))  # positions and names of arguments of functional layers
 DROPOUTS: dict[Any, type[nn.Module]] = {
     functional.dropout: nn.Dropout,
     functional.dropout1d: nn.Dropout1d,

@@ -186,7 +186,7 @@ class _Raised:
         if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name().startswith("wrap_with"):
             self._region(node)
             return
-        known = len(self.graph.nodes)
+        last = next(iter(reversed(self.graph.nodes)), None)
         args, kwargs = (fx.node.map_aggregate(item, self._value) for item in (node.args, node.kwargs))
         plain: Any = pytree.tree_map(lambda item: item, (tuple(args), dict(kwargs)))  # type: ignore[arg-type]
         args, kwargs = plain
@@ -199,7 +199,7 @@ class _Raised:
         self.values[node] = self._constant(node.name, value) if isinstance(value, Tensor) else value
         _note_type(value, node)
         path = self._path(node)
-        for made in list(self.graph.nodes)[known:]:
+        for made in itertools.takewhile(lambda made: made is not last, reversed(self.graph.nodes)):
             made.meta[SCOPE] = path
 
     def _path(self, node: fx.Node) -> str:

@@ -4,17 +4,14 @@ a bias that is put together of three. Each becomes an attribute, so that the lay
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx, nn
 
+from edgeq.graph.conditions import PARAMETERS, argument
 from edgeq.graph.operators import Behaviour, behaviour_of
 from edgeq.graph.program import Program
 from edgeq.graph.stored_weights import is_stored
 from edgeq.graph.trace import SCOPE
 from edgeq.modules.computed_parameter import ComputedParameter
-
-PARAMETERS = ((1, "weight"), (2, "bias"))
 
 
 def name_computed_parameters(graph: fx.Graph, root: nn.Module, layers: nn.ModuleDict, path: str) -> None:
@@ -29,7 +26,7 @@ def name_computed_parameters(graph: fx.Graph, root: nn.Module, layers: nn.Module
             of_parameters.add(node)
         elif node.op == "call_function" and behaviour_of(node, None) is Behaviour.LAYER:
             for position, name in PARAMETERS:
-                value: Any = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+                value = argument(node, position, name)
                 if isinstance(value, fx.Node) and value in of_parameters and not is_stored(value):
                     key = f"{node.name}_{name}"
                     layers.add_module(key, _computed(value, root))

@@ -13,6 +13,7 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import NothingToQuantizeError, SpecError
 from edgeq.graph.annotate import Annotation, Group, annotate
 from edgeq.graph.capture import capture
+from edgeq.graph.conditions import argument
 from edgeq.graph.functional_norms import norm_modules
 from edgeq.graph.fuse import Chain
 from edgeq.graph.growing_tree import RESERVED
@@ -41,6 +42,7 @@ from edgeq.modules.functional_norm import FunctionalNorm
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
+from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.modules.operation import Operation
 from edgeq.modules.recurrent import QuantizedGRU, QuantizedLSTM, QuantizedRNN
 from edgeq.modules.stored import StoredWeights
@@ -266,11 +268,12 @@ class _Builder:
             chain.floor,
             chain.ceiling,
             self.qconfig.bias.bits,
+            NORM_STRATEGIES[self.qconfig.batch_norm](),
             **self._folds(chain),
         )
-        layer = self._quantized_layer(head, module)
+        layer, path = self._quantized_layer(head, module)
         layer.start(site, operation, self._weight_quantizer(head, layer, operation), operation.channels(layer.weight))
-        self._call(chain, self._paths[layer], (source,))
+        self._call(chain, path, (source,))
 
     def _folds(self, chain: Chain) -> dict[str, Any]:
         """What is folded into a layer, as `Folds` takes it."""
@@ -282,11 +285,10 @@ class _Builder:
         paths = {name: str(node.target) for name, node in nodes.items() if node is not None}
         return {"before": before, "norm": norm, "norm_paths": paths, **numbers}
 
-    def _quantized_layer(self, head: fx.Node, module: nn.Module | None) -> QuantizedLayer:
-        """The module that the head is to call: the user's own one as a quantized layer at its first call, a
-        reference to the parameters at every other one.
+    def _quantized_layer(self, head: fx.Node, module: nn.Module | None) -> tuple[QuantizedLayer, str]:
+        """The module that the head is to call, and its path: the user's own one as a quantized layer at its first
+        call, a reference to the parameters at every other one.
         """
-        self._paths: dict[QuantizedLayer, str] = {}
         path = str(head.target)
         if module is not None and path not in self.replaced:
             layer = shell(module, QUANTIZED[_exact_type(module)])
@@ -298,14 +300,13 @@ class _Builder:
             layer.owner = self._owner(head, module)
             path = f"{RESERVED}.layers.{head.name}"
             self.quantization.layers.add_module(head.name, layer)
-        self._paths[layer] = path
-        return layer
+        return layer, path
 
     def _owner(self, head: fx.Node, module: nn.Module | None) -> Owner:
         if module is not None:
             return Owner(module, "weight", module, None if module.bias is None else "bias")
-        weight, rows, transposed = _stored(_argument(head, 1, "weight"))
-        bias, bias_rows, _ = _stored(_argument(head, 2, "bias"))
+        weight, rows, transposed = _stored(argument(head, 1, "weight"))
+        bias, bias_rows, _ = _stored(argument(head, 2, "bias"))
         owner, _, name = str(weight.target).rpartition(".")
         bias_owner, _, bias_name = (owner, "", None) if bias is None else str(bias.target).rpartition(".")
         modules = self.root.get_submodule(owner), self.root.get_submodule(bias_owner)
@@ -328,7 +329,7 @@ class _Builder:
         module = module_of(node, self.root)
         if module is not None:
             return Owner(module, "weight", module, None)
-        weight, rows, _ = _stored(_argument(node, 1, "weight"))
+        weight, rows, _ = _stored(argument(node, 1, "weight"))
         path, _, name = str(weight.target).rpartition(".")
         owner = self.root.get_submodule(path)
         return Owner(owner, name, owner, None, rows)
@@ -375,10 +376,6 @@ class _Builder:
             self.graph.erase_node(node)
         self.annotation.group_of[call] = self.annotation.group_of[chain.tail]
         self.annotation.places[call] = self.annotation.places[chain.head]
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
 def _stored(node: Any) -> tuple[Any, slice | None, bool]:

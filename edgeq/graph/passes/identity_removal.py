@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from edgeq.graph.conditions import DROPOUTS
 from edgeq.graph.passes.draft import Draft
 from edgeq.graph.passes.registry import Stage, rewrite
 from edgeq.modules.torch_class import torch_class
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DIMENSIONS = {nn.Dropout1d: 1, nn.Dropout3d: 3}  # of the maps that they drop whole; the others take two as well
 
 
@@ -35,4 +35,4 @@ def identity_removal(draft: Draft) -> None:
 def _does_nothing(module: Any, is_qat: bool) -> bool:
     if torch_class(module) is nn.Identity:
         return True
-    return torch_class(module) in DROPOUTS and (not is_qat or float(module.p) == 0.0)
+    return torch_class(module) in DROPOUTS.values() and (not is_qat or float(module.p) == 0.0)

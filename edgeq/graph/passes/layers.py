@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from edgeq.graph.conditions import PARAMETERS, argument
 from edgeq.graph.fuse import NORMS
 from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.passes.draft import Draft
@@ -55,12 +56,9 @@ def layer_of(draft: Draft, node: fx.Node) -> Layer | None:
     source = data_inputs(node, module)[0]
     if module is not None:
         return Layer(source, Operation.of_module(module), module.weight, module.bias)
-    parameters: list[Any] = [node.args[at] if len(node.args) > at else node.kwargs.get(name) for at, name in PARAMETERS]
+    parameters = [argument(node, at, name) for at, name in PARAMETERS]
     values: list[Any] = [value if value is None else draft.value(value, {}) for value in parameters]
     return Layer(source, Operation.of_call(node), *values)
-
-
-PARAMETERS = ((1, "weight"), (2, "bias"))
 
 
 def sample_of(draft: Draft, layer: Layer) -> Tensor:
