@@ -12,6 +12,7 @@ from typing import Any
 from edgeq import strict
 from edgeq.arithmetic import PowerOfTwoRule, Rounding, Sign, code_range
 from edgeq.errors import SpecError
+from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.observers.registry import OBSERVERS
 from edgeq.recovery.registry import LAYER_STEPS
 from edgeq.registry import Registry
@@ -245,9 +246,10 @@ class QConfig:
     """A preset: one spec for weights, one for activations, one for biases, and rules for some layers.
 
     `edges` is the second half of ``"A+B"``: the preset of the network's input, of its first convolution's
-    weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with. `weight_only` is
-    for presets of single layers, in a mapping: see `Rule`. `origin` is the path of the network in a larger one, where
-    the names in rules begin.
+    weight and of its last linear layer's weight. `recovery` names steps that a calibration ends with; `batch_norm` is
+    one of `NORM_STRATEGIES`, how layers are trained with the batch norm that is folded into them. `weight_only` is for
+    presets of single layers, in a mapping: see `Rule`. `origin` is the path of the network in a larger one, where the
+    names in rules begin.
     """
 
     name: str = "custom"
@@ -256,6 +258,7 @@ class QConfig:
     activation: TensorSpec = TensorSpec()
     bias: BiasSpec = BiasSpec()
     recovery: tuple[str, ...] = ()
+    batch_norm: str = "live"
     rules: tuple[Rule, ...] = ()
     weight_only: bool = False
     origin: str = ""
@@ -264,6 +267,7 @@ class QConfig:
     def __post_init__(self) -> None:
         strict.validate(self)
         check_specs(self.weight, self.activation)
+        NORM_STRATEGIES[self.batch_norm]
         for step in self.recovery:
             LAYER_STEPS[step]
 

@@ -22,6 +22,7 @@ from edgeq.graph.program import Program
 from edgeq.graph.region import outside_of_region
 from edgeq.graph.stored_weights import has_stored_weight, spec_of_moved_codes, stored_weights
 from edgeq.graph.tuples import gives_tuple
+from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.spec import Place, QConfig, Rule, TensorSpec
 
 COMPUTING = (Behaviour.LAYER, Behaviour.MATMUL, Behaviour.OWN, Behaviour.STORED, Behaviour.FIXED)
@@ -67,7 +68,8 @@ def annotate(graph: fx.Graph, root: nn.Module, qconfig: QConfig) -> Annotation:
     outside = outside_of_region(graph, root)
     marks = marked(graph, root) | divisors(graph, root) | positions(graph, root)
     floats = {node for node in floating if node in outside or node in marks or stays_float(node, root, rules[node])}
-    found = chains(graph, root, floats | (set(graph.nodes) - floating))
+    folds_norms = NORM_STRATEGIES[qconfig.batch_norm].folds
+    found = chains(graph, root, floats | (set(graph.nodes) - floating), folds_norms)
     annotation = Annotation(chains=found, places=places, rules=rules)
     for node in floats:
         where = "stays float: outside of the region that stubs mark"

@@ -49,8 +49,12 @@ class Chain:
         return self.nodes[-1]
 
 
-def chains(graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node]) -> dict[fx.Node, Chain]:
-    """The chain of each operation that computes, by head. Nodes in `float_nodes` take no part."""
+def chains(
+    graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node], folds_norms: bool = True
+) -> dict[fx.Node, Chain]:
+    """The chain of each operation that computes, by head. Nodes in `float_nodes` take no part; batch norms only with
+    `folds_norms`.
+    """
     found: dict[fx.Node, Chain] = {}
     for node in graph.nodes:
         module = module_of(node, root)
@@ -58,7 +62,8 @@ def chains(graph: fx.Graph, root: nn.Module, float_nodes: set[fx.Node]) -> dict[
             continue
         behaviour = behaviour_of(node, module)
         if behaviour in (Behaviour.LAYER, Behaviour.MATMUL, Behaviour.OWN):
-            chain = Chain(node) if behaviour is not Behaviour.LAYER else _layer_chain(node, module, root, float_nodes)
+            is_layer = behaviour is Behaviour.LAYER and folds_norms
+            chain = _layer_chain(node, module, root, float_nodes) if is_layer else Chain(node)
             found[node] = _with_clip(chain, root, float_nodes)
     for chain in list(found.values()):
         for node in chain.nodes:

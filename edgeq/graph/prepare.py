@@ -42,6 +42,7 @@ from edgeq.modules.functional_norm import FunctionalNorm
 from edgeq.modules.layer import QuantizedLayer, Site
 from edgeq.modules.layers import QUANTIZED, Owner, QuantizedReference, shell
 from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
+from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.modules.operation import Operation
 from edgeq.modules.recurrent import QuantizedGRU, QuantizedLSTM, QuantizedRNN
 from edgeq.modules.stored import StoredWeights
@@ -267,6 +268,7 @@ class _Builder:
             chain.floor,
             chain.ceiling,
             self.qconfig.bias.bits,
+            NORM_STRATEGIES[self.qconfig.batch_norm](),
             **self._folds(chain),
         )
         layer, path = self._quantized_layer(head, module)

@@ -15,6 +15,7 @@ from edgeq.graph.program import Program
 from edgeq.graph.ties import avoid_ties
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.live_scales import together
+from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
 from edgeq.quantizers.tensor import TensorQuantizer
@@ -95,6 +96,8 @@ class PreparedModule(Program):
         )
         self.observes_always = self.follows = False
         self._unmerged = False  # whether observations were made here of which other processes know nothing
+        if is_qat:
+            NORM_STRATEGIES[qconfig.batch_norm]().check(self.quantized_layers())
         self.register_load_state_dict_post_hook(_after_loading)
         self.apply_mode()
 
@@ -172,6 +175,12 @@ class PreparedModule(Program):
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.training = norms_live
+        for layer in self.quantized_layers():
+            if not layer.site.strategy.follows_batches:
+                for norm in layer.site.norms:
+                    norm.training = False
+            if self.training and self.is_qat:
+                layer.site.strategy.start(layer)
         set_phase(self, self._phase(observing))
         self._inner = self.standalone()
         for standalone in self._inner:

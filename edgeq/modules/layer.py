@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from edgeq.modules.computed import computation_of, picklable
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
 from edgeq.modules.folding import Folds
 from edgeq.modules.handover import HandsOver, as_codes, as_real, handed_over, nobody_looks
+from edgeq.modules.norm_strategies import NormStrategy
 from edgeq.modules.operation import Operation
 from edgeq.modules.qdq import exporting
 from edgeq.phase import Phase
@@ -28,7 +29,7 @@ class Site(Folds):
     """Where in the network a layer stands: what it works with, but does not own.
 
     `source` and `target` quantize its input and its output (None: the output stays float). `floor` and `ceiling`
-    are the bounds of the activation that follows.
+    are the bounds of the activation that follows. `strategy` is how it is trained with the batch norm behind it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Site(Folds):
     floor: float | None = None
     ceiling: float | None = None
     bias_bits: int = 32
+    strategy: NormStrategy = field(default_factory=NormStrategy)
 
 
 class QuantizedLayer(HandsOver):
@@ -170,13 +172,17 @@ class QuantizedLayer(HandsOver):
     def simulated(self, x: Tensor) -> Tensor:
         """The simulated output before the activation and the output's quantizer."""
         if self.norm_is_live:
-            raw = self._raw_weight()
-            bias = self.site.bias_beside(self.operation, self.weight, raw, self.bias)
-            return self.site.around(self.operation, x, raw, bias)
+            return self.site.strategy.simulate(self, x)
         weight, bias = self.folded(self.weight, self.bias)
         if self.phase is Phase.ADAPT:
             self.refresh(weight, bias)
         return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
+
+    def simulated_beside_norm(self, x: Tensor) -> Tensor:
+        """The same next to a norm that uses the statistics of the batch."""
+        raw = self._raw_weight()
+        bias = self.site.bias_beside(self.operation, self.weight, raw, self.bias)
+        return self.site.around(self.operation, x, raw, bias)
 
     def _raw_weight(self) -> Tensor:
         """The weight next to a live batch norm, rounded for it."""

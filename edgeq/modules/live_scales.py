@@ -53,7 +53,7 @@ def together(layers: Iterable[QuantizedLayer]) -> list[LiveScales]:
         norm, quantizer = layer.site.norm, layer.weight_quantizer
         # A weight that is no plain parameter may be computed anew whenever it is read, with effects of its own.
         plain = "weight" in layer._parameters and quantizer.follows_extremes
-        plain = plain and layer.site.before is None and layer.site.factor == 1.0
+        plain = plain and layer.site.before is None and layer.site.factor == 1.0 and layer.site.strategy.rounds_raw
         if norm is None or not norm.training or not plain or quantizer.spec.granularity is not Granularity.CHANNEL:
             continue
         if len(quantizer.scale) != norm.num_features:
