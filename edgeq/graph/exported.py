@@ -129,11 +129,14 @@ class _Raised:
         self.graph.output(self._argument(self._structure(result)))
 
     def _structure(self, value: Any) -> Any:
-        """`value` with objects that hold tensors, which graphs do not, made by a call of their class."""
+        """`value` with objects that hold tensors, and named tuples, made by a call of their class, as tracing does."""
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             held = {key: self._argument(self._structure(item)) for key, item in fields.items() if item is not None}
             return self._proxy(self.graph.call_function(type(value), (), held))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            items = tuple(self._argument(self._structure(item)) for item in value)
+            return self._proxy(self.graph.call_function(type(value), items))
         if isinstance(value, dict):
             return {key: self._structure(item) for key, item in value.items()}
         if isinstance(value, list | tuple) and type(value) in (list, tuple):

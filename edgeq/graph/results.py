@@ -35,10 +35,16 @@ def has_names(value: Any) -> bool:
 
 
 def opened(result: Any) -> Any:
-    """What a graph returns, with the fields of a dataclass, which is made by a call, in the place of the call."""
+    """What a graph returns, with the fields of dataclasses and named tuples, which are made by calls, in the places of
+    the calls.
+    """
 
     def fields_of(node: fx.Node) -> Any:
-        is_made = node.op == "call_function" and isinstance(node.target, type) and dataclasses.is_dataclass(node.target)
-        return opened(dict(node.kwargs)) if is_made else node
+        made: Any = node.target if node.op == "call_function" and isinstance(node.target, type) else None
+        if not (dataclasses.is_dataclass(made) or hasattr(made, "_fields")):
+            return node
+        names = made._fields if hasattr(made, "_fields") else [field.name for field in dataclasses.fields(made)]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        return opened([given.get(name) for name in names])
 
     return fx.node.map_arg(result, fields_of)

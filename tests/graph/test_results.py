@@ -35,13 +35,14 @@ def test_tensors_are_found_in_order_with_what_leads_to_them():
     assert [tensor for _, tensor in found] == [x, y, x]
 
 
-def test_only_dataclasses_that_a_graph_makes_are_opened():
+def test_objects_that_a_graph_makes_are_opened_and_no_other_calls():
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
-    made = graph.call_function(Record, (), {"logits": x, "features": None})
-    inside = graph.call_function(Record, (), {"logits": made, "features": x})
     other = graph.call_function(torch.relu, (x,))
-    assert opened((inside, other)) == ({"logits": {"logits": x, "features": None}, "features": x}, other)
+    made = graph.call_function(Record, (), {"logits": x, "features": None})
+    inside = graph.call_function(Record, (), {"features": x, "logits": made})
+    pair = graph.call_function(Pair, (other,), {"second": inside})
+    assert opened((pair, other)) == ([other, [[x, None], x]], other)
 
 
 def test_differences_inside_of_objects_are_found():

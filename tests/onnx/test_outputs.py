@@ -36,6 +36,7 @@ RESULTS = {
     "a tuple with None": (lambda x, y: (x, None, [y, None]), ["output_0", "output_2_0"]),
     "sizes and text": (lambda x, y: (x, x.shape, y.shape[-1], 3, "text", y), ["output_0", "output_5"]),
     "a named tuple": (lambda x, y: Pair(x, {"deep": y}), ["first", "second_deep"]),
+    "a named tuple with None": (lambda x, y: Pair(None, y), ["second"]),
     "a dataclass": (lambda x, y: Record(x, y), ["logits", "features"]),
     "a dataclass with None": (lambda x, y: Record(y), ["logits"]),
     "a dict with fields": (lambda x, y: Output(features=x), ["features"]),
