@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 import edgeq
+from edgeq.onnx.export import ExportResult
 from recipes.detection.average_precision import AveragePrecision, average_precision
 from recipes.detection.batches import Scaled, loader
-from recipes.detection.coco import AnnotationError, Coco, read_coco
+from recipes.detection.coco import Coco, read_coco
 from recipes.detection.detectors import DETECTORS, Detector, Network
+from recipes.detection.errors import AnnotationError, InputError
 from recipes.detection.shapes import write_shapes
 from recipes.detection.training import Plan, train
 
@@ -33,8 +35,20 @@ CALIBRATION = 256  # images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs every stage; returns 0 when the file computes what was validated, else 1."""
+    """The command line; returns 0 when the file computes what was validated, 1 when it does not, and 2, with a line
+    that says why, for files or options that cannot be used.
+    """
     options = parse(arguments)
+    try:
+        return 0 if all(result.passed for result in run(options)) else 1
+    except (InputError, edgeq.SpecError) as error:
+        said = str(error).strip().rpartition("AnnotationError: ")[2]  # a worker that reads images adds its traceback
+        print(f"error: {said}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> list[ExportResult]:
+    """Every stage; returns how the files compare with the network."""
     torch.manual_seed(options.seed)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,19 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = detector.build(len(training.classes), options.size, options.width, options.depth)
     if options.checkpoint:
         print(edgeq.load_weights(model, options.checkpoint))
+
+    # edgeq: a preset that does not fit shall be known before the training, not after it.
+    quantization = {"backend": options.backend, **detector.quantization(options.size)}
+    edgeq.PTCFxModule(copy.deepcopy(model), options.preset, **quantization)
     train(model, detector.loss, training, plan(options), folder / "float.pt", options.resume, "float training")
 
     # edgeq: calibration is enough for many networks.
-    quantization = {"backend": options.backend, **detector.quantization(options.size)}
     calibrated = edgeq.PTCFxModule(copy.deepcopy(model), options.preset, **quantization)
     calibrated.calibrate(calibration_batches(training, options))
     networks: dict[str, Network] = {"float": model, "calibrated": calibrated}
     quantized: edgeq.PTCFxModule | edgeq.QATFxModule = calibrated
     if options.qat_epochs:
         # edgeq: the same loop trains the network as it will be when it is quantized.
-        epochs, rate = options.qat_epochs, options.rate / 10
-        quantized = edgeq.QATFxModule(copy.deepcopy(model), options.preset, total_epochs=epochs, **quantization)
-        fine = plan(options, epochs, rate)
+        quantized = edgeq.QATFxModule(
+            copy.deepcopy(model), options.preset, total_epochs=options.qat_epochs, **quantization
+        )
+        fine = plan(options, quantized=True)
         train(quantized, detector.loss, training, fine, folder / "qat.pt", options.resume, "quantized training")
         networks["trained quantized"] = quantized
 
@@ -69,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text, proof = table(found), "\n".join(map(str, results))
     print(f"{options.arch}, preset {options.preset}, backend {options.backend}\n\n{text}\n\n{proof}")
     (folder / "table.md").write_text(f"{text}\n\n```\n{proof}\n```\n")
-    return 0 if all(result.passed for result in results) else 1
+    return results
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m recipes.detection", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     files = ("ANNOTATIONS", "IMAGES")
     add("--train", nargs=2, metavar=files, help="annotations in COCO's format and their folder of images")
@@ -92,29 +110,56 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=16, help="images at a time (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     add("--device", default="cpu", help="where to train (default: %(default)s)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     add("--resume", action="store_true", help="goes on with the checkpoints in the output folder")
     add("--output", default="results/detection", help="folder for what comes out (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    return check(parser, parser.parse_args(arguments))
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    """The options, if they fit together; else the program ends with a message."""
     if bool(options.train) != bool(options.val):
         parser.error("--train and --val belong together")
+    for name, least in {"size": 1, "epochs": 0, "qat_epochs": 0, "batch": 1, "workers": 0}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for name in ("width", "depth", "rate"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} must be greater than 0, got {value}")
+    try:
+        torch.empty(0, device=options.device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"--device {options.device} cannot be used: {str(error).partition(chr(10))[0]}")
     options.size = options.size or (320 if options.train else 96)
     return options
 
 
-def plan(options: argparse.Namespace, epochs: int | None = None, rate: float | None = None) -> Plan:
-    """The plan of float training, or with other epochs and rate."""
-    epochs, rate = options.epochs if epochs is None else epochs, options.rate if rate is None else rate
-    return Plan(epochs, rate, options.batch, options.size, options.seed, options.workers, options.device)
+def plan(options: argparse.Namespace, quantized: bool = False) -> Plan:
+    """How to train in float, or quantized: at a tenth of the rate."""
+    given = {"width": options.width, "depth": options.depth}
+    epochs, rate = options.epochs, options.rate
+    if quantized:
+        given |= {"preset": options.preset, "backend": options.backend}
+        epochs, rate = options.qat_epochs, options.rate / 10
+    network = " ".join([options.arch, *(f"--{name} {value}" for name, value in given.items() if value)])
+    return Plan(epochs, rate, options.batch, options.size, options.seed, options.workers, options.device, network)
 
 
 def data(options: argparse.Namespace, folder: Path) -> tuple[Coco, Coco]:
-    """Images for training and validation: the user's, or drawn here. Raises AnnotationError when the classes differ."""
+    """Images for training and validation: the user's, or drawn here. Raises AnnotationError when the classes differ, or
+    one of them shows no object.
+    """
     if options.train:
         training, validation = read_coco(*options.train), read_coco(*options.val)
     else:
         training = read_coco(*write_shapes(folder / "shapes" / "train", 400, options.size, seed=0))
         validation = read_coco(*write_shapes(folder / "shapes" / "val", 100, options.size, seed=1))
+    for name, coco in (("training", training), ("validation", validation)):
+        print(f"{name}: {coco}", flush=True)
+        if not coco.objects:
+            raise AnnotationError(f"There is no object in any image for {name}.")
     if training.classes != validation.classes:
         raise AnnotationError(f"The categories differ: {training.classes} in --train, {validation.classes} in --val.")
     return training, validation

@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from recipes.detection.errors import AnnotationError
+
 Target = dict[str, Tensor]  # boxes, float32, shape (n, 4), x1 y1 x2 y2 in pixels; labels, int64, shape (n,), from 0
-
-
-class AnnotationError(ValueError):
-    """Annotations that cannot be used; the message names the file, the entry and what is wrong with it."""
 
 
 @dataclass
@@ -36,29 +34,43 @@ class Coco:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def objects(self) -> int:
+        """In all images."""
+        return sum(len(target["labels"]) for target in self.targets)
+
+    def __str__(self) -> str:
+        left_out = f" (left out: {self.dropped} outside of their images)" if self.dropped else ""
+        return f"{len(self)} images with {self.objects} objects of {len(self.classes)} classes{left_out}"
+
     def image(self, index: int) -> Image.Image:
-        """The image as RGB. Raises AnnotationError when it is not as large as the annotations say."""
-        with Image.open(self.paths[index]) as image:
-            if image.size != self.sizes[index]:
-                said, found = ("x".join(map(str, size)) for size in (self.sizes[index], image.size))
-                raise AnnotationError(f"{self.paths[index]} has {found} pixels, its annotations say {said}.")
-            return image.convert("RGB")
+        """The image as RGB. Raises AnnotationError when it is broken, or not as large as the annotations say."""
+        path, size = self.paths[index], self.sizes[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except OSError as error:
+            raise AnnotationError(f"{path} cannot be read: {error}.") from error
+        if image.size != size:
+            said, found = ("x".join(map(str, sides)) for sides in (size, image.size))
+            raise AnnotationError(f"{path} has {found} pixels, its annotations say {said}.")
+        return image
 
 
 def read_coco(annotations: str | Path, images: str | Path) -> Coco:
     """The images in the folder `images` that `annotations` describes. Boxes are clipped to their image; crowds
     (iscrowd = 1), which stand for no single object, are left out.
 
-    Raises FileNotFoundError when a file is missing, and AnnotationError for entries that make no sense.
+    Raises AnnotationError for files that are missing and entries that make no sense.
     """
     path = Path(annotations)
     content = _load(path)
     categories = _by_id(content["categories"], path, "category")
     entries = _by_id(content["images"], path, "image")
-    paths = [Path(images) / _get(entry, "file_name", path, "image") for entry in entries.values()]
+    paths = [Path(images) / _name(entry, path) for entry in entries.values()]
     missing = [str(file) for file in paths if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"{path}: {len(missing)} of {len(paths)} images are not there, first {missing[0]!r}.")
+        raise AnnotationError(f"{path}: {len(missing)} of {len(paths)} images are not there, first {missing[0]!r}.")
     sizes = {
         identity: (_integer(entry, "width", path, "image"), _integer(entry, "height", path, "image"))
         for identity, entry in entries.items()
@@ -88,12 +100,16 @@ def _target(objects: list[tuple[list[float], int]]) -> Target:
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AnnotationError(f"The annotations {str(path)!r} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise AnnotationError(f"{path} is no JSON: {error}") from error
     keys = ("images", "annotations", "categories")
-    lists = [isinstance(found, dict) and isinstance(found.get(key), list) for key in keys]
-    if not all(lists):
-        raise AnnotationError(f"{path} must hold an object with the lists {', '.join(keys)}.")
+    lacking = [key for key in keys if not isinstance(found, dict) or not isinstance(found.get(key), list)]
+    if lacking:
+        raise AnnotationError(
+            f"{path} must hold an object with the lists {', '.join(keys)}; it lacks {', '.join(lacking)}."
+        )
     for key in keys:
         odd = next((entry for entry in found[key] if not isinstance(entry, dict)), None)
         if odd is not None:
@@ -105,6 +121,14 @@ def _get(entry: dict[str, Any], key: str, path: Path, kind: str) -> Any:
     if key not in entry:
         raise AnnotationError(f"{path}: {kind} {entry.get('id')} has no {key!r}.")
     return entry[key]
+
+
+def _name(entry: dict[str, Any], path: Path) -> str:
+    """Of the file of an image."""
+    value = _get(entry, "file_name", path, "image")
+    if not isinstance(value, str):
+        raise AnnotationError(f"{path}: image {entry.get('id')}: 'file_name' is {value!r}, not a string.")
+    return value
 
 
 def _integer(entry: dict[str, Any], key: str, path: Path, kind: str) -> int:

@@ -15,6 +15,7 @@ from edgeq.onnx.export import ExportResult
 from edgeq.wrapper import ExportingModule
 from recipes.detection.average_precision import Detections
 from recipes.detection.coco import Target
+from recipes.detection.errors import OptionError
 from recipes.detection.files import File, yolo_of_file
 from recipes.detection.ssd import PARTS, small_ssd, ssd_detections, ssd_loss, ssdlite
 from recipes.detection.yolo import Yolo
@@ -29,7 +30,7 @@ class Detector(ABC):
 
     @abstractmethod
     def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
-        """The float network, for images of `size` pixels. Raises ValueError for what this kind cannot be."""
+        """The float network, for images of `size` pixels. Raises OptionError for what this kind cannot be."""
 
     @abstractmethod
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -57,7 +58,7 @@ class YoloDetector(Detector):
 
     def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
         if size % 32:
-            raise ValueError(f"The size of the images is {size}; the YOLO network needs a multiple of 32.")
+            raise OptionError(f"The size of the images is {size}; the YOLO network needs a multiple of 32.")
         return Yolo(classes, width or 0.25, depth or 0.34)
 
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ class SsdDetector(Detector):
 
     def build(self, classes: int, size: int, width: float | None = None, depth: float | None = None) -> nn.Module:
         if depth is not None:
-            raise ValueError(f"The depth is {depth}; only that of the YOLO network can be chosen.")
+            raise OptionError(f"The depth is {depth}; only that of the YOLO network can be chosen.")
         return self.network(classes, width or 1.0, size)
 
     def loss(self, model: nn.Module, images: Tensor, targets: list[Target]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from recipes.detection.batches import GREY, Scaled, loader, place
-from recipes.detection.coco import AnnotationError, read_coco
+from recipes.detection.coco import read_coco
+from recipes.detection.errors import AnnotationError
 from recipes.detection.shapes import CLASSES, write_shapes
 
 ENTRIES = {
@@ -61,11 +62,14 @@ def test_boxes_are_corners_clipped_to_the_image_crowds_are_left_out_and_labels_a
     ("entries", "message"),
     [
         ("{", "is no JSON"),
-        ([], "the lists images, annotations, categories"),
+        ([], "the lists images, annotations, categories; it lacks images, annotations, categories"),
+        ({key: ENTRIES[key] for key in ("images", "categories")}, "it lacks annotations"),
         ({**ENTRIES, "images": [4]}, "an entry of images is 4"),
         ({**ENTRIES, "images": []}, "has no image"),
         ({**ENTRIES, "categories": [ENTRIES["categories"][0]] * 2}, "same category id"),
         (changed("images", 0, width=None), "image 7 has no 'width'"),
+        (changed("images", 0, file_name=None), "image 7 has no 'file_name'"),
+        (changed("images", 0, file_name=5), "image 7: 'file_name' is 5, not a string"),
         (changed("images", 0, height="10"), "image 7: 'height' is '10', not an integer"),
         (changed("annotations", 1, image_id=8), "annotation 2: 'image_id' is 8, which is not in the file"),
         (changed("annotations", 1, category_id=1), "annotation 2: 'category_id' is 1, which is not in the file"),
@@ -82,11 +86,26 @@ def test_entries_that_make_no_sense_are_named(files, entries, message):
 
 
 def test_images_that_are_missing_or_of_another_size_are_named(files):
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images are not there, first .*c\.png"):
+    with pytest.raises(AnnotationError, match=r"1 of 2 images are not there, first .*c\.png"):
         read_coco(*files(changed("images", 1, file_name="c.png")))
     coco = read_coco(*files(changed("images", 1, width=12)))
     with pytest.raises(AnnotationError, match=r"b\.png has 10x10 pixels, its annotations say 12x10"):
         coco.image(1)
+
+
+@pytest.mark.parametrize("share", [0, 0.5], ids=["no image", "half an image"])
+def test_an_image_that_cannot_be_read_is_named(files, share):
+    path, folder = files(ENTRIES)
+    Image.effect_noise((20, 10), 50).save(folder / "a.png")
+    coco, whole = read_coco(path, folder), (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(AnnotationError, match=r"a\.png cannot be read: "):
+        coco.image(0)
+
+
+def test_annotations_are_summed_up(files):
+    said = "2 images with 2 objects of 2 classes (left out: 1 outside of their images)"
+    assert str(read_coco(*files(ENTRIES))) == said
 
 
 def test_the_longer_side_fills_the_canvas_and_boxes_go_along(files):

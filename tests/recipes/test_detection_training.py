@@ -1,6 +1,7 @@
 """Training of detectors: it learns, and goes on bit for bit where it was interrupted."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import edgeq
 from recipes.detection.coco import read_coco
 from recipes.detection.detectors import DETECTORS
+from recipes.detection.errors import OptionError
 from recipes.detection.shapes import write_shapes
 from recipes.detection.training import Plan, share_of_rate, train
 
@@ -82,12 +84,39 @@ def test_a_finished_run_is_only_loaded(shapes, tmp_path):
     assert not models[1].training
 
 
-def test_a_checkpoint_of_another_plan_is_refused(shapes, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 2}, r"float\.pt was trained with epochs 1, this run has 2: give the same"),
+        ({"network": "ssd --width 0.5"}, r"trained with network ssd --width 0\.125, this run has ssd --width 0\.5"),
+    ],
+)
+def test_a_checkpoint_of_another_plan_is_refused(shapes, tmp_path, change, message):
     detector, path = DETECTORS["ssd"], tmp_path / "float.pt"
-    model = detector.build(3, 64, WIDTHS["ssd"])
-    train(model, detector.loss, shapes, Plan(epochs=1, rate=1e-3, batch=6, size=64), path, False, "")
-    with pytest.raises(ValueError, match=r"float\.pt was trained with epochs 1, this run has 2: give the same"):
-        train(model, detector.loss, shapes, Plan(epochs=2, rate=1e-3, batch=6, size=64), path, True, "")
+    model, plan = detector.build(3, 64, WIDTHS["ssd"]), Plan(1, 1e-3, 6, 64, network="ssd --width 0.125")
+    train(model, detector.loss, shapes, plan, path, False, "")
+    with pytest.raises(OptionError, match=message):
+        train(model, detector.loss, shapes, dataclasses.replace(plan, **change), path, True, "")
+
+
+def test_each_epoch_says_its_losses_and_a_resumed_run_where_it_goes_on(shapes, tmp_path, capsys):
+    detector, path = DETECTORS["ssd"], tmp_path / "float.pt"
+    model, plan, losses = detector.build(3, 64, WIDTHS["ssd"]), Plan(2, 1e-3, 4, 64), []
+
+    def loss(*arguments):
+        found = detector.loss(*arguments)
+        losses.append(found["classification"].item())
+        return found
+
+    train(model, loss, shapes, plan, path, True, "float training")
+    means = [f"{sum(epoch) / 3:.3f}" for epoch in (losses[:3], losses[3:])]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"float training: no {path} to go on with"
+    for number, mean in enumerate(means, 1):
+        assert lines[number].startswith(f"float training, epoch {number} of 2: bbox_regression ")
+        assert lines[number].endswith(f"classification {mean}")
+    train(model, loss, shapes, plan, path, True, "float training")
+    assert capsys.readouterr().out == f"float training: {path} has 2 of 2 epochs\n"
 
 
 def test_the_learning_rate_rises_and_falls():

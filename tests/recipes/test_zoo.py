@@ -1,5 +1,6 @@
 """The sweep over networks: a short sample of it, and that it says so when a network does not pass."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -35,6 +36,16 @@ def test_detection_passes_in_parts():
     assert verdict.passed, verdict.error
     assert verdict.layers == 98
     assert verdict.covered > 0.98
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "layers"), [("maskrcnn_resnet50_fpn", 74), ("keypointrcnn_resnet50_fpn", 77)])
+def test_boxes_reach_the_heads_of_masks_and_key_points(name, layers):
+    """Which have no ranges otherwise, and then cannot be converted."""
+    verdict = walk(subjects.subject(name))
+    assert verdict.passed, verdict.error
+    assert verdict.layers == layers  # all of the backbone, the proposals, the boxes, and the masks or key points
+    assert verdict.covered > 0.99
 
 
 def test_a_network_without_layers_stops_at_prepare_with_an_error_that_says_why():
