@@ -81,7 +81,8 @@ def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
         node = value.producer()
         while node is not None and node.op_type in ("Clip", "Cast"):  # bounds of codes
             node = maker(operand(node, 0))
-        if node is None or not (node.op_type == "QuantizeLinear" or _picks_codes(node)):
+        made = node is not None and (node.op_type == "QuantizeLinear" or _picks_codes(node))
+        if not made and not _are_codes(constant_of(value)):
             lost.append(captured.names[name])
     if lost:
         raise ExportError(f"The exporter has lost {len(lost)} quantizers: {', '.join(lost[:5])}.")
@@ -90,7 +91,12 @@ def _take_away_outputs(graph: ir.Graph, captured: Capture) -> None:
 def _picks_codes(node: ir.Node) -> bool:
     """Whether a node looks up rows in a table of integers."""
     table = constant_of(operand(node, 0)) if node.op_type == "Gather" else None
-    return table is not None and table.dtype == np.int8
+    return _are_codes(table)
+
+
+def _are_codes(numbers: Array | None) -> bool:
+    """Whether these are the codes of a constant: a table, or rows that the exporter has picked from one."""
+    return numbers is not None and numbers.dtype in (np.int8, np.uint8)
 
 
 def _name_outputs(graph: ir.Graph, interface: list[str]) -> None:
@@ -266,7 +272,7 @@ def name_constants(graph: ir.Graph, parameters: set[str]) -> None:
     for node in graph:
         for position, value in enumerate(node.inputs):
             name = "" if value is None else text(value)
-            known = name in used or name.removesuffix(".transposed") in parameters
+            known = name in used or name.endswith(CODES) or name.removesuffix(".transposed") in parameters
             if value is not None and value.is_initializer() and node.op_type not in LINEARS and not known:
                 value.name = f"{node.name}_input_{position}"
                 used.add(text(value))

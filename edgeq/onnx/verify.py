@@ -183,6 +183,7 @@ def expose(model: onnx.ModelProto, names: dict[str, str]) -> onnx.ModelProto:
     ).items():
         exposed.graph.node.append(helper.make_node("Identity", [f"{name}/codes"], [f"{twin}/codes"]))
     there = {output for node in exposed.graph.node for output in node.output}
+    there |= {initializer.name for initializer in exposed.graph.initializer}  # codes of constants
     missing = [name for name in names.values() if f"{name}/codes" not in there]
     if missing:
         raise ExportError(f"The file has lost {len(missing)} quantizers: {', '.join(missing[:5])}.")

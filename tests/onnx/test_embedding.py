@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import edgeq
 from tests.graph.parity import calibrated
 from tests.modules.test_embedding import IDS, PER_ROW, PER_TABLE, Bagged, Words
 from tests.onnx.ort import nodes_of, numbers, written
@@ -55,3 +58,26 @@ def test_bags_of_equal_length_are_reductions(mode, padding, tmp_path):
     reductions = {"sum": "ReduceSum", "mean": "ReduceMean" if padding is None else "ReduceSum", "max": "ReduceMax"}
     assert reductions[mode] in result.nodes
     assert "Loop" not in result.nodes
+
+
+class Positions(nn.Module):
+    """Tokens and their places, which are the same in each call of a file of fixed size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.places, self.last = nn.Embedding(50, 8), nn.Embedding(16, 8), nn.Linear(8, 4)
+
+    def forward(self, tokens):
+        return self.last(self.tokens(tokens) + self.places(torch.arange(tokens.size(1))))
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("preset", ["WC8_AT8", "WT8SYMP2_AT8SYMP2"])
+def test_rows_that_are_the_same_in_every_call_are_constants_of_the_file(tmp_path, preset, opset):
+    tokens = torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    model = edgeq.PTCFxModule(Positions().eval(), preset, example_inputs=tokens).calibrate([tokens])
+    result = model.export(tokens, tmp_path / "model.onnx", opset_version=opset)
+    assert result.passed
+    unequal = sum(tensor.unequal for parity in result.parity for tensor in parity.tensors)
+    assert unequal == 0 or preset == "WC8_AT8"
