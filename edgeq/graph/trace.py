@@ -20,6 +20,7 @@ from edgeq.graph.checks import require_value
 from edgeq.graph.decompose import Replacing, decomposition_of
 from edgeq.graph.kinds import FLOATING
 from edgeq.graph.program import Program
+from edgeq.graph.sized import is_sized, transposed_to_size
 from edgeq.graph.undisturbed import undisturbed
 from edgeq.modules.computed import has_computed_weight
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -80,6 +81,8 @@ class Tracer(Replacing, fx.Tracer):
         decomposition = None if self._is_named(m, path) else decomposition_of(m)
         if decomposition is not None:
             result = decomposition(m, *args, **kwargs)
+        elif is_sized(m, args, kwargs):
+            result = transposed_to_size(m, *args, **kwargs)
         else:
             result = super().call_module(m, forward, args, kwargs)
             if isinstance(m, Program):
