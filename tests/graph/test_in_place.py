@@ -225,3 +225,25 @@ def test_what_writes_no_number_stays():
 def test_a_traced_graph_keeps_the_names_of_what_works_in_place():
     model = Behind(relu_then_base)
     assert functionalize(trace(model), model) == {"relu"}
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("name", ["tensor", "smaller tensor"])
+def test_what_is_written_into_the_whole_is_exported(name, opset, tmp_path):
+    values = {"tensor": lambda y: y + 1.0, "smaller tensor": lambda y: y[:, :1] * 2}
+
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            y, z = self.conv(x), self.conv(-x)
+            y[:] = values[name](y)
+            return self.last(y) + self.last(z)
+
+    model, x = Written().eval(), images()
+    wrapped = calibrated(model, x, example_inputs=x, bias_calibration_factor=0.0)
+    assert relative_error(assert_exact(wrapped, x), model(x)) < 0.03
+    assert wrapped.export(x, tmp_path / "model.onnx", opset_version=opset).passed
