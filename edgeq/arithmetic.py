@@ -130,21 +130,33 @@ def choose_scale(
     A range of no extent (zeros, an empty tensor) counts as one of extent 1: its scale must be finite, and
     fine enough that a bias is still representable at it.
     """
+    scale = widest_scale(low, high, quant_min, quant_max, symmetric, power_of_two_rule is not None)
+    if power_of_two_rule is not None:
+        scale = power_of_two(scale, power_of_two_rule)
+    if symmetric:
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    zero_point = quant_min - torch.round(low.to(torch.float32).clamp(max=0.0) / scale)
+    return scale, clamp(zero_point, quant_min, quant_max).to(torch.int32)
+
+
+def widest_scale(
+    low: Tensor,
+    high: Tensor,
+    quant_min: Tensor | int,
+    quant_max: Tensor | int,
+    symmetric: bool,
+    is_power_of_two: bool,
+) -> Tensor:
+    """The scale of `choose_scale`; a power of two before it is rounded to one."""
     low, high = low.to(torch.float32).clamp(max=0.0), high.to(torch.float32).clamp(min=0.0)
-    extra = 0 if power_of_two_rule is None else 1
+    extra = 1 if is_power_of_two else 0
     steps = quant_max if symmetric else quant_max - quant_min
     if symmetric:
         scale = torch.maximum(_below(low, quant_min), high / (quant_max + extra))
     else:
         scale = high / (steps + extra) - low / (steps + extra)
     scale = torch.where(scale > 0, scale, 1 / steps)
-    scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
-    if power_of_two_rule is not None:
-        scale = power_of_two(scale, power_of_two_rule)
-    if symmetric:
-        return scale, torch.zeros_like(scale, dtype=torch.int32)
-    zero_point = quant_min - torch.round(low / scale)
-    return scale, clamp(zero_point, quant_min, quant_max).to(torch.int32)
+    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def _below(low: Tensor, quant_min: Tensor | int) -> Tensor:

@@ -130,5 +130,10 @@ class Schedule(nn.Module):
         by_hand = int(self.frozen[1])
         return int(self.epoch) < self.observer_epochs if by_hand == FOLLOW else not by_hand
 
+    @property
+    def ranges_are_held(self) -> bool:
+        """Whether ranges are frozen by hand, which what quantizers learn is too."""
+        return int(self.frozen[1]) == 1
+
     def extra_repr(self) -> str:
         return f"epoch {int(self.epoch)}, norms live for {self.norm_epochs}, observers for {self.observer_epochs}"

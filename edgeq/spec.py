@@ -14,6 +14,7 @@ from edgeq.arithmetic import PowerOfTwoRule, Rounding, Sign, code_range
 from edgeq.errors import SpecError
 from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.observers.registry import OBSERVERS
+from edgeq.quantizers.registry import QUANTIZERS
 from edgeq.recovery.registry import LAYER_STEPS
 from edgeq.registry import Registry
 
@@ -79,7 +80,9 @@ class TensorSpec:
     `range_max` limits the range that an observer found to -range_max..range_max (0..range_max when nothing is
     negative); `fixed_range` replaces it, so that the scale is a constant. `reduce_range` leaves the top bit of
     the type unused, for kernels whose 16-bit intermediate sums would saturate. `observer` finds the range
-    during calibration, `training_observer` during training, where it must follow a moving target.
+    during calibration, `training_observer` during training, where it must follow a moving target. `quantizer` is how
+    the numbers are found from there on in training: "fixed" takes the range as it is, others learn; calibration takes
+    all uniform ones for fixed.
     """
 
     bits: int = strict.number(8, 2, 16)
@@ -94,11 +97,14 @@ class TensorSpec:
     rounding: Rounding = Rounding.HALF_EVEN
     observer: Method = Method("minmax")
     training_observer: Method = Method("moving_average")
+    quantizer: Method = Method("fixed")
 
     def __post_init__(self) -> None:
         strict.validate(self)
         self.observer.check(OBSERVERS, "observer")
         self.training_observer.check(OBSERVERS, "training_observer")
+        self.quantizer.check(QUANTIZERS, "quantizer")
+        QUANTIZERS[self.quantizer.name].check(self)
         if self.reduce_range and self.bits == 2:
             raise SpecError("bits is 2, of which reduce_range leaves one: too few to quantize anything.")
 
@@ -136,8 +142,18 @@ def check_specs(weight: TensorSpec | None, activation: TensorSpec | None) -> Non
             if not OBSERVERS[method.name].for_weights:
                 choices = ", ".join(name for name in OBSERVERS if OBSERVERS[name].for_weights)
                 raise SpecError(f"weight.{key} is {method.name!r}, which is for activations; for weights: {choices}.")
-    if activation is not None and activation.granularity is not Granularity.TENSOR:
-        raise SpecError("The activation must have granularity 'tensor', not 'channel': runtimes take no other.")
+        _check_quantizer("weight", weight, [name for name in QUANTIZERS if QUANTIZERS[name].for_weights])
+    if activation is not None:
+        if activation.granularity is not Granularity.TENSOR:
+            raise SpecError("The activation must have granularity 'tensor', not 'channel': runtimes take no other.")
+        _check_quantizer("activation", activation, [name for name in QUANTIZERS if QUANTIZERS[name].for_activations])
+
+
+def _check_quantizer(kind: str, spec: TensorSpec, choices: list[str]) -> None:
+    if spec.quantizer.name not in choices:
+        raise SpecError(
+            f"{kind}.quantizer is {spec.quantizer.name!r}, which is for others; choose {', '.join(choices)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -270,6 +286,14 @@ class QConfig:
         NORM_STRATEGIES[self.batch_norm]
         for step in self.recovery:
             LAYER_STEPS[step]
+
+    @property
+    def learns(self) -> bool:
+        """Whether any tensor has a quantizer other than the plain one, so that the preset is one for training."""
+        parts: tuple[QConfig | Rule, ...] = (self, *self.rules)
+        specs = [spec for part in parts for spec in (part.weight, part.activation) if spec is not None]
+        own = any(spec.quantizer.name != "fixed" for spec in specs)
+        return own or (self.edges is not None and self.edges.learns)
 
     def rule_for(self, place: Place) -> Rule | None:
         """The rule that decides about what is called at `place`, or None."""

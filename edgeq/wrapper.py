@@ -25,6 +25,7 @@ from edgeq.graph.prepare_parts import prepare_as_possible, prepare_parts, prepar
 from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.whole import as_one, inputs_of_parts
 from edgeq.presets import Preset, load_preset
+from edgeq.quantizers.scheme import Learner
 from edgeq.recovery.recover import RecoveryReport, Step, recover
 from edgeq.schedule import Schedule
 from edgeq.spec import QConfig
@@ -117,7 +118,7 @@ class ExportingModule(nn.Module):
         }
 
 
-class QuantizedWrapper(ExportingModule):
+class QuantizedWrapper(ExportingModule, Learner):
     """What calibration and training have in common; the network itself is `module`."""
 
     module: PreparedModule | PartedModule
@@ -177,9 +178,7 @@ class QuantizedWrapper(ExportingModule):
     # ---- the schedule by hand
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch it is, for trainers that change modes within an epoch; ``train()`` then counts for
-        nothing.
-        """
+        """Says which epoch it is, for trainers that change modes within one; ``train()`` then counts for nothing."""
         self.module.set_epoch(epoch)
 
     def freeze(self, freeze_bn: bool | None = True, freeze_observers: bool | None = True) -> None:
@@ -193,9 +192,9 @@ class QuantizedWrapper(ExportingModule):
         self.freeze(False, False)
 
     def calibrate(self, loader: Iterable[Any], epochs: int | None = None) -> QuantizedWrapper:
-        """Runs the batches of `loader` through the network in ``train()`` mode, without gradients, then
-        ``eval()``. A batch is the model's input, or a tuple or list whose first item is; `epochs` defaults to
-        the number in which ranges are observed.
+        """Runs the batches of `loader` through the network in ``train()`` mode, without gradients, then ``eval()``. A
+        batch is the model's input, or a tuple or list whose first item is; `epochs` defaults to the number in which
+        ranges are observed.
 
         Raises CalibrationError for a loader without batches, or data with NaN or infinity.
         """

@@ -7,10 +7,10 @@ from edgeq import derive, load_backend, load_preset
 from edgeq.backends import settle
 from tests.networks import batches, network
 from tests.test_backends import BACKENDS, BROKEN
-from tests.test_presets import NAMES
+from tests.test_presets import CALIBRATED
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CALIBRATED)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_derived_preset_runs_and_the_changes_are_those_that_the_rules_ask_for(name, backend):
     qconfig, changes = derive(name, backend)

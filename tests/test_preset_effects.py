@@ -16,11 +16,11 @@ from onnx import numpy_helper
 
 import edgeq
 from tests.networks import batches, network
-from tests.test_presets import NAMES
+from tests.test_presets import CALIBRATED
 
 PEAK, HEAVY = 12.0, 6.0  # a rare input among normal ones, and a great weight
-POWER_OF_TWO = [name for name in NAMES if "P2" in name]
-SYMMETRIC = [name for name in NAMES if "SYMP2" in name]
+POWER_OF_TWO = [name for name in CALIBRATED if "P2" in name]
+SYMMETRIC = [name for name in CALIBRATED if "SYMP2" in name]
 
 
 class Effects(NamedTuple):
@@ -99,12 +99,12 @@ EFFECTS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CALIBRATED)
 def test_a_preset_has_the_effects_that_it_is_named_for(name):
     assert observed(name) == EFFECTS[name]
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(NAMES, 2)))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(CALIBRATED, 2)))
 def test_no_two_presets_do_the_same(one, other):
     assert observed(one) != observed(other)
 

@@ -11,6 +11,8 @@ NAMES = [
     "DEFAULT",
     "MSA_WC8P2_AT8P2",
     "MSA_WC8_AT8",
+    "W4A4_LSQ",
+    "W8A8_LSQ",
     "WC4M4_AT8",
     "WC4_AT8",
     "WC8P2_AT8P2",
@@ -19,6 +21,7 @@ NAMES = [
     "WC8_AT8",
     "WT8SYMP2_AT8SYMP2",
 ]
+CALIBRATED = [name for name in NAMES if not load_preset(name).learns]  # the others are for training
 
 
 def written(folder, name, text):
@@ -27,8 +30,13 @@ def written(folder, name, text):
     return path
 
 
-def test_ten_presets_come_with_edgeq():
+def test_these_presets_come_with_edgeq():
     assert preset_names() == NAMES
+
+
+def test_ten_of_them_learn_nothing():
+    assert len(CALIBRATED) == 10
+    assert not any(name.startswith(("W4A", "W8A")) for name in CALIBRATED)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,7 +66,7 @@ def test_a_wrapper_takes_any_way_to_name_a_preset(name, tmp_path):
     qconfig = load_preset(name)
     save_preset(qconfig, tmp_path / "mine.toml")
     ways = [name, qconfig, tmp_path / "mine.toml", str(tmp_path / "mine.toml"), {"inherits": name}]
-    specs = [edgeq.PTCFxModule(network("residual"), way).module.qconfig for way in ways]
+    specs = [edgeq.QATFxModule(network("residual"), way, total_epochs=1).module.qconfig for way in ways]
     assert {(spec.weight, spec.activation, spec.recovery) for spec in specs} == {
         (qconfig.weight, qconfig.activation, qconfig.recovery)
     }

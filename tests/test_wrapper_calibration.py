@@ -10,6 +10,7 @@ from torch import nn
 import edgeq
 from tests.networks import NETWORKS, batches, network
 from tests.states import changed, snapshot
+from tests.test_presets import CALIBRATED
 
 DATA = batches(2)
 
@@ -102,7 +103,7 @@ def test_after_the_observed_epochs_training_mode_is_the_quantized_network():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("preset", edgeq.preset_names())
+@pytest.mark.parametrize("preset", CALIBRATED)
 def test_what_is_evaluated_before_convert_is_what_comes_out(name, preset):
     wrapped = edgeq.PTCFxModule(network(name), preset).calibrate(DATA)
     image = batches(1, seed=9, size=16)[0]

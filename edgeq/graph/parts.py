@@ -18,11 +18,12 @@ from edgeq.graph.prepared import PreparedModule
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.layers import shell
 from edgeq.phase import Phase, set_phase
+from edgeq.quantizers.scheme import Learner
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.schedule import Schedule
 
 
-class PartedModule(Faced):
+class PartedModule(Faced, Learner):
     """A user's model with prepared modules at `paths`. It is used as a `PreparedModule` is; each part counts the
     epochs and steps of the whole. What is no part trains in training, with batch norms as the schedule says, and
     evaluates while parts are calibrated.

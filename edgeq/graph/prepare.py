@@ -196,9 +196,11 @@ class _Builder:
             owner = self._table_owner(group.table)
             quantizer: TensorQuantizer = TableQuantizer(group.name, group.spec, observer, owner)
         else:
-            quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed)
+            quantizer = TensorQuantizer(group.name, group.spec, observer, group.fixed, trains=self.is_qat)
         if len(group.producers) > 1 and isinstance(quantizer.observer, MovingAverageObserver):
             quantizer.observer.share(len(group.producers))
+        if quantizer.scheme is not None:
+            quantizer.scheme.share(len(group.producers))
         self.quantization.tensors.add_module(group.name, quantizer)
         return quantizer
 
@@ -321,6 +323,7 @@ class _Builder:
             weight.shape[operation.weight_axis],
             operation.weight_axis,
             offset_shape=weight.shape if "compensated_rounding" in self.qconfig.recovery and not self.is_qat else None,
+            trains=self.is_qat,
         )
 
     # ---- weights that are only kept as integers
@@ -351,7 +354,7 @@ class _Builder:
             layer = shell(module, STORED[torch_class(module)])
             self.root.set_submodule(str(node.target), layer)
         if isinstance(layer, StoredWeights):
-            layer.start(spec, self._observer(spec))
+            layer.start(spec, self._observer(spec), self.is_qat)
 
     def _matmul(self, chain: Chain) -> None:
         head = chain.head

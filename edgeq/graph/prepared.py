@@ -18,6 +18,7 @@ from edgeq.modules.live_scales import together
 from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
+from edgeq.quantizers.scheme import Learner, set_learning
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.recovery.bank import InputBank
 from edgeq.recovery.calibration import Calibration
@@ -47,7 +48,7 @@ class Quantization(nn.Module):
         self.dropouts, self.norms = dropouts, norms
 
 
-class PreparedModule(Program):
+class PreparedModule(Program, Learner):
     """A user's network with quantizers, as trainable as before. Its modes mean:
 
     train (training)     the user's training, simulated with quantization as the schedule says
@@ -182,6 +183,7 @@ class PreparedModule(Program):
             if self.training and self.is_qat:
                 layer.site.strategy.start(layer)
         set_phase(self, self._phase(observing))
+        set_learning(self, self.is_qat and self.is_counting and not self.schedule.ranges_are_held)
         self._inner = self.standalone()
         for standalone in self._inner:
             standalone.training = self.training
@@ -310,6 +312,8 @@ class PreparedModule(Program):
         if self.schedule.observers_are_live or self.observes_always or is_average:
             self._merge_processes()
             self._take_ranges()
+        elif not self.schedule.ranges_are_held:
+            self._take_learned()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank.batches(), self.bank.steps)
             self.bank.clear()
@@ -327,6 +331,21 @@ class PreparedModule(Program):
             for module in self.own_modules():
                 if isinstance(module, StoredWeights):
                     module.refresh()
+
+    @torch.no_grad()
+    def _take_learned(self) -> None:
+        """Takes what quantizers have learned, which the last step of an optimizer has changed."""
+        tensors = [tensor for tensor in self.quantizers() if tensor.scheme is not None and tensor.scheme.learns]
+        for tensor in tensors:
+            tensor.finish()
+        if tensors:
+            avoid_ties(self)
+        for layer in self.quantized_layers():
+            if layer.weight_quantizer.learns:
+                layer.finish()
+        for module in self.own_modules():
+            if isinstance(module, StoredWeights) and any(module.quantizer_of(n).learns for n in module.stored_names()):
+                module.refresh()
 
     @torch.no_grad()
     def observe(self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:

@@ -130,10 +130,13 @@ class QuantizedTable(StoredWeights):
 
     def rows(self, indices: Tensor) -> Tensor:
         """The rows of indices, as their codes keep them."""
+        quantizer, weight = self.quantizer_of("weight"), self.weight
         if exporting():
             return functional.embedding(indices, self.stored("weight"))
         options = self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse
-        return self.quantizer_of("weight").rows(functional.embedding(indices, self.weight, *options), indices)
+        if quantizer.scheme is not None and quantizer.scheme.changes_weights:  # by numbers of the whole table
+            return functional.embedding(indices, self.stored("weight"), *options)
+        return quantizer.rows(functional.embedding(indices, weight, *options), indices, weight.numel())
 
 
 class QuantizedEmbedding(QuantizedTable, nn.Embedding):

@@ -110,8 +110,10 @@ class QuantizedLayer(HandsOver):
         return self.site.is_live
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias with the layer's neighbours folded in; differentiable."""
-        return self.site.fold(self.operation, weight, bias)
+        """Weight and bias as they are deployed but for their rounding: changed as the weight's quantizer wants it, with
+        the layer's neighbours folded in; differentiable.
+        """
+        return self.site.fold(self.operation, self.weight_quantizer.transform(weight), bias)
 
     @property
     def accumulator_scale(self) -> Tensor:
@@ -130,13 +132,23 @@ class QuantizedLayer(HandsOver):
         return bias + error.to(bias.dtype)
 
     @torch.no_grad()
-    def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Takes the weight's scale anew from the deployed weight; large enough for the deployed bias to fit."""
+    def refresh(self, weight: Tensor, bias: Tensor | None, starts: bool = False) -> None:
+        """Takes the weight's scale anew from the deployed weight; large enough for the deployed bias to fit. `starts`
+        says that this is a pass of training, which what is learned may start from.
+        """
         smallest = None
         if bias is not None:
             smallest = smallest_weight_scale(bias, self.site.source.scale, self.site.bias_bits)
             smallest = self.operation.of_channels(smallest)
-        self.weight_quantizer.refresh(weight, smallest)
+        self.weight_quantizer.refresh(self._extent(weight), smallest, starts)
+
+    def _extent(self, weight: Tensor) -> Tensor:
+        """What the weight's range is measured of: the deployed weight; or how great it may become, where its quantizer
+        has brought it to -1..1 before it was folded.
+        """
+        if not self.weight_quantizer.normalizes:
+            return weight
+        return self.site.gain(self.operation, weight).abs().expand_as(weight)
 
     @property
     def deployed_bias(self) -> Tensor | None:
@@ -163,7 +175,7 @@ class QuantizedLayer(HandsOver):
             return output - self.operation.spread(self.bias_shift, output)
 
         def build() -> tuple[Tensor, Tensor | None]:
-            weight, bias = self.folded(self.weight, self.bias)
+            weight, bias = self.site.fold(self.operation, self.weight, self.bias)
             return in_fast_layout(weight), None if bias is None else bias - self.bias_shift
 
         inputs = [self.weight, self.bias, self.bias_shift, *self.site.tensors]
@@ -174,36 +186,42 @@ class QuantizedLayer(HandsOver):
         if self.norm_is_live:
             return self.site.strategy.simulate(self, x)
         weight, bias = self.folded(self.weight, self.bias)
-        if self.phase is Phase.ADAPT:
-            self.refresh(weight, bias)
+        if self.weight_quantizer.follows:
+            self.refresh(weight, bias, starts=True)
         return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
 
     def simulated_beside_norm(self, x: Tensor) -> Tensor:
         """The same next to a norm that uses the statistics of the batch."""
-        raw = self._raw_weight()
-        bias = self.site.bias_beside(self.operation, self.weight, raw, self.bias)
+        weight = self.weight_quantizer.transform(self.weight)
+        raw = self._raw_weight(weight)
+        bias = self.site.bias_beside(self.operation, weight, raw, self.bias)
         return self.site.around(self.operation, x, raw, bias)
 
-    def _raw_weight(self) -> Tensor:
+    def _raw_weight(self, weight: Tensor) -> Tensor:
         """The weight next to a live batch norm, rounded for it."""
         live_scale, self.live_scale = self.live_scale, None  # for one call
-        return self.weight_quantizer.raw(self.weight, self._live_scale() if live_scale is None else live_scale)
+        live_scale = self._live_scale(weight.detach()) if live_scale is None else live_scale
+        return self.weight_quantizer.raw(weight, live_scale)
 
-    @torch.no_grad()
-    def _live_scale(self) -> Tensor:
+    def _live_scale(self, weight: Tensor) -> Tensor:
         """The signed scale at which the weight is rounded next to a live batch norm: one for each output channel, or
-        one for each entry where the entries of a channel are multiplied by different numbers, or share no scale.
+        one for each entry where the entries of a channel are multiplied by different numbers, or share no scale. It is
+        differentiable in the deployed scale where that is learned, and in nothing else.
         """
-        operation, quantizer, weight = self.operation, self.weight_quantizer, self.weight
-        if self.site.before is None and not (operation.transposed and operation.groups > 1):
-            return quantizer.live_scale(weight, self.site.output_gain(operation, weight))
-        if self.phase is Phase.ADAPT:
-            quantizer.refresh(self.folded(weight, None)[0])
-        scale = operation.to_channels(quantizer.scale).expand(operation.channels(weight))
-        scale, gain = operation.per_output(scale, weight), self.site.gain(operation, weight)
-        if self.site.before is not None:
+        operation, quantizer, site = self.operation, self.weight_quantizer, self.site
+        channelwise = site.before is None and not (operation.transposed and operation.groups > 1)
+        with torch.no_grad():
+            if channelwise and quantizer.scheme is None:
+                return quantizer.live_scale(weight, site.output_gain(operation, weight))
+            if quantizer.follows:
+                deployed, _ = site.fold(operation, weight, None)
+                quantizer.refresh(self._extent(deployed), starts=True)
+            gain = site.gain(operation, weight)
+            ends = [operation.per_output(end, weight) for end in row_ends(operation.rows(weight), 0)]
+        scale = operation.to_channels(quantizer.in_force(weight.numel())).expand(operation.channels(weight))
+        scale = operation.per_output(scale, weight)
+        if site.before is not None:
             return entry_scale(scale, gain, weight, operation.groups, quantizer.codes_max)
-        ends = [operation.per_output(end, weight) for end in row_ends(operation.rows(weight), 0)]
         return raw_scale(scale, gain, torch.stack(ends))
 
     def _export(self, x: Tensor) -> Tensor:
@@ -259,7 +277,7 @@ class QuantizedLayer(HandsOver):
             reach = kernel.grid_of(source.qparams)[1:]
             return exact_parameters(self.operation, quantizer.codes(weight), codes, factor, *reach), low, high
 
-        inputs = [self.weight, self.bias, quantizer.scale, quantizer.offset, *site.tensors, *source.qparams]
+        inputs = [self.weight, self.bias, *quantizer.tensors, *site.tensors, *source.qparams]
         return self._cached("exact", build, *inputs, *(() if target is None else target.qparams))
 
     # ---- what is kept between calls

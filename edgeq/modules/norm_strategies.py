@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from edgeq.errors import SpecError
 from edgeq.modules.folding import BatchNorm, norm_factor, statistics
-from edgeq.phase import Phase
 from edgeq.registry import Registry
 
 if TYPE_CHECKING:
@@ -118,8 +117,7 @@ class Batch(NormStrategy):
 
     def _with_statistics(self, layer: QuantizedLayer, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         factor = _gain(layer, var)
-        weight = _quantized(layer, layer.weight * layer.operation.per_output(factor, layer.weight))
-        output = layer.operation(x, weight, None)
+        output = layer.operation(x, _quantized(layer, factor), None)
         return _shifted(layer, output, mean, factor)
 
 
@@ -132,8 +130,7 @@ class Corrected(Batch):
     def _with_statistics(self, layer: QuantizedLayer, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         running: Any = layer.site.norm
         factor = _gain(layer, var)
-        deployed = _gain(layer, running.running_var)
-        weight = _quantized(layer, layer.weight * layer.operation.per_output(deployed, layer.weight))
+        weight = _quantized(layer, _gain(layer, running.running_var))
         correction = torch.rsqrt(var + running.eps) * torch.sqrt(running.running_var + running.eps)
         output = layer.operation(x, weight, None)
         return _shifted(layer, output * layer.operation.spread(correction, output), mean, factor)
@@ -146,10 +143,15 @@ def _gain(layer: QuantizedLayer, var: Tensor) -> Tensor:
     return factor if norm.weight is None else norm.weight * factor
 
 
-def _quantized(layer: QuantizedLayer, weight: Tensor) -> Tensor:
-    if layer.phase is Phase.ADAPT:
-        layer.weight_quantizer.refresh(weight.detach() * layer.site.factor)
-    return layer.weight_quantizer(weight * layer.site.factor)
+def _quantized(layer: QuantizedLayer, factor: Tensor) -> Tensor:
+    """The weight with a norm folded in that multiplies with `factor`, shape (channels,), as its codes keep it."""
+    quantizer = layer.weight_quantizer
+    weight = quantizer.transform(layer.weight)
+    gain = layer.operation.per_output(factor * layer.site.factor, weight)
+    folded = weight * gain
+    if quantizer.follows:
+        quantizer.refresh((gain.abs().expand_as(weight) if quantizer.normalizes else folded).detach(), starts=True)
+    return quantizer(folded)
 
 
 def _shifted(layer: QuantizedLayer, output: Tensor, mean: Tensor, factor: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ class StoredWeights(nn.Module):
     phase: Phase
     weight_quantizers: nn.ModuleDict
 
-    def start(self, spec: TensorSpec, observer: Method) -> None:
-        """Makes a float layer one with quantized weights; to be called once."""
+    def start(self, spec: TensorSpec, observer: Method, trains: bool = False) -> None:
+        """Makes a float layer one with quantized weights, which `trains` or does not; to be called once."""
         self.phase = Phase.FLOAT
         self.weight_quantizers = nn.ModuleDict()
         for name in self.stored_names():
             channels = getattr(self, name).shape[0]
-            self.weight_quantizers[name] = WeightQuantizer(spec, observer, channels, axis=0)
+            self.weight_quantizers[name] = WeightQuantizer(spec, observer, channels, axis=0, trains=trains)
         self.refresh()
 
     def stored_names(self) -> list[str]:
@@ -44,10 +44,14 @@ class StoredWeights(nn.Module):
         """The quantizer of a weight."""
         return cast(WeightQuantizer, self.weight_quantizers[name])
 
-    def refresh(self) -> None:
-        """Takes the scales anew from the weights."""
+    @torch.no_grad()
+    def refresh(self, starts: bool = False) -> None:
+        """Takes the scales anew from the weights. `starts` says that this is a pass of training, which what is learned
+        may start from.
+        """
         for name in self.stored_names():
-            self.quantizer_of(name).refresh(getattr(self, name))
+            quantizer = self.quantizer_of(name)
+            quantizer.refresh(self._extent(name), starts=starts)
 
     @property
     def is_float(self) -> bool:
@@ -58,21 +62,30 @@ class StoredWeights(nn.Module):
         """A weight as its codes keep it; the gradient is straight through. An exporter that was handed the prepared
         network itself reads it between QuantizeLinear and DequantizeLinear.
         """
-        quantizer, weight = self.quantizer_of(name), getattr(self, name)
+        quantizer, weight = self.quantizer_of(name), self._changed(name)
         return quantizer.as_exported(weight) if exporting() else quantizer(weight)
+
+    def _changed(self, name: str) -> Tensor:
+        """A weight as its quantizer wants it."""
+        return self.quantizer_of(name).transform(getattr(self, name))
+
+    def _extent(self, name: str) -> Tensor:
+        """What a weight's range is measured of."""
+        weight = self._changed(name)
+        return torch.ones_like(weight) if self.quantizer_of(name).normalizes else weight
 
     def codes(self, name: str) -> tuple[Tensor, Tensor]:
         """The integers of a weight, int8, and their scale, shape () or (channels,)."""
         quantizer = self.quantizer_of(name)
-        return quantizer.codes(getattr(self, name)).to(torch.int8), quantizer.scale.detach().clone()
+        return quantizer.codes(self._changed(name)).to(torch.int8), quantizer.scale.detach().clone()
 
     def converted(self) -> nn.Module:
         """The module that computes the same from integers."""
         raise NotImplementedError
 
     def _adapt(self) -> None:
-        if self.phase is Phase.ADAPT:
-            self.refresh()
+        if any(self.quantizer_of(name).follows for name in self.stored_names()):
+            self.refresh(starts=True)
 
 
 def plain(value: Any) -> Any:

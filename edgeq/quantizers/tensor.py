@@ -15,6 +15,9 @@ from edgeq.observers.registry import OBSERVERS
 from edgeq.phase import Phase
 from edgeq.qparams import QParams, qparams_of_range
 from edgeq.quantizers import kernel
+from edgeq.quantizers.fixed import scheme_of
+from edgeq.quantizers.scheme import LearnedScale
+from edgeq.quantizers.step import Manner
 from edgeq.spec import Method, ScaleKind, TensorSpec
 
 
@@ -25,7 +28,10 @@ class TensorQuantizer(Float32State):
     is known beforehand (sigmoid, softmax, tanh); its scale is a power of two. Without an observer, or with a fixed
     range, no data is ever observed.
 
-    Buffers: those of `QParams`, shape (), and the observer's.
+    `scheme` is what the spec's quantizer makes of that, None for the plain one; `trains` says whether the network is
+    prepared for training. While it learns, each forward pass takes its numbers over into the buffers.
+
+    Buffers: those of `QParams`, shape (), the observer's and the scheme's.
     """
 
     scale: Tensor
@@ -34,12 +40,18 @@ class TensorQuantizer(Float32State):
     quant_max: Tensor
 
     def __init__(
-        self, name: str, spec: TensorSpec, observer: Method | None, fixed: tuple[float, float] | None = None
+        self,
+        name: str,
+        spec: TensorSpec,
+        observer: Method | None,
+        fixed: tuple[float, float] | None = None,
+        trains: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.spec, self.fixed = name, spec, fixed
         self.phase = Phase.FLOAT
         self.observer = None if fixed or observer is None else OBSERVERS[observer.name](spec, **dict(observer.options))
+        self.scheme = None if self.observer is None else scheme_of(spec, trains)
         for key, value in self._parameters_of(*(fixed or (0.0, 0.0)))._asdict().items():
             self.register_buffer(key, value)
         self.read_bounds()
@@ -47,8 +59,12 @@ class TensorQuantizer(Float32State):
     def _parameters_of(self, low: float | Tensor, high: float | Tensor) -> QParams:
         spec = self.spec
         if self.fixed:
-            spec = dataclasses.replace(spec, scale=ScaleKind.POWER_OF_TWO, range_max=None, fixed_range=None)
-        return qparams_of_range(spec, torch.as_tensor(low), torch.as_tensor(high))
+            spec = dataclasses.replace(
+                spec, scale=ScaleKind.POWER_OF_TWO, range_max=None, fixed_range=None, quantizer=Method("fixed")
+            )
+        low, high = torch.as_tensor(low), torch.as_tensor(high)
+        qparams = qparams_of_range(spec, low, high)
+        return qparams if self.scheme is None else self.scheme.settled(qparams, low, high)
 
     @property
     def qparams(self) -> QParams:
@@ -72,6 +88,8 @@ class TensorQuantizer(Float32State):
             if self.phase is Phase.OBSERVE and self.observer is not None:
                 self.observer.observe(x.detach())
             return x
+        if self.scheme is not None and self.scheme.learns and isinstance(self.scheme, LearnedScale):
+            return self._learned(self.scheme, x, floor, ceiling)
         if self.phase is Phase.ADAPT and self.observer is not None:
             self.observer.observe(x.detach(), floor, ceiling)
             self.refresh()
@@ -79,6 +97,28 @@ class TensorQuantizer(Float32State):
             return self._export(x, floor, ceiling)
         grid = kernel.grid_of(self.qparams, floor, ceiling, self.spec.rounding)
         return kernel.fake_quantize(x, grid, self.spec.rounding, floor, ceiling, overwrite=fresh)
+
+    def _learned(self, scheme: LearnedScale, x: Tensor, floor: float | None, ceiling: float | None) -> Tensor:
+        """`x` at the numbers that are being learned; starts them first, where they have not yet."""
+        if scheme.is_starting and x.numel() > 0 and self.observer is not None:
+            self.observer.observe(x.detach(), floor, ceiling)
+            self._start(scheme)
+        scale, zero_point = scheme.numbers(self.qparams, x.numel())
+        with torch.no_grad():
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
+        grid = kernel.Grid(scale, self.quant_min - zero_point, self.quant_max - zero_point)
+        return scheme(x, grid, Manner(self.spec.rounding, floor, ceiling))
+
+    @torch.no_grad()
+    def _start(self, scheme: LearnedScale) -> None:
+        assert self.observer is not None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.observer.merge_processes()
+        ends = self.observer.range()
+        scheme.start(*ends)
+        scheme.count()
+        self.take(*ends)
 
     def _export(self, x: Tensor, floor: float | None, ceiling: float | None) -> Tensor:
         """What an exporter that was handed the prepared network itself reads: activation, QuantizeLinear,
@@ -99,8 +139,12 @@ class TensorQuantizer(Float32State):
     @torch.no_grad()
     def refresh(self) -> None:
         """Takes over the observer's range, in place, so that whoever holds the buffers sees it."""
-        ends = (self.fixed or (0.0, 0.0)) if self.observer is None else self.observer.range()
-        for key, value in self._parameters_of(*ends)._asdict().items():
+        self.take(*((self.fixed or (0.0, 0.0)) if self.observer is None else self.observer.range()))
+
+    @torch.no_grad()
+    def take(self, low: float | Tensor, high: float | Tensor) -> None:
+        """Takes over the range from `low` to `high`, in place."""
+        for key, value in self._parameters_of(low, high)._asdict().items():
             getattr(self, key).copy_(value)
 
     def finish(self) -> None:

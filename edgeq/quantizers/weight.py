@@ -14,8 +14,10 @@ from edgeq.modules.qdq import dequantize, quantize
 from edgeq.observers.measuring import measuring
 from edgeq.observers.minmax import MinMaxObserver
 from edgeq.phase import Phase
-from edgeq.qparams import qparams_of_range
-from edgeq.quantizers.kernel import in_blocks, with_gradient_of
+from edgeq.qparams import QParams, qparams_of_range
+from edgeq.quantizers.fixed import scheme_of
+from edgeq.quantizers.kernel import Grid, in_blocks, with_gradient_of
+from edgeq.quantizers.scheme import LearnedScale
 from edgeq.spec import Granularity, Method, TensorSpec
 
 
@@ -24,14 +26,21 @@ class WeightQuantizer(Float32State):
 
     Buffers: `scale`, shape () or (channels,), the scale of the weight as it is deployed, which means with the
     batch norm that follows folded into it; and with error-compensated rounding `offset`, int8, of the weight's
-    shape: by how many steps a code differs from the nearest one.
+    shape: by how many steps a code differs from the nearest one. `scheme` is what the spec's quantizer makes of it,
+    None for the plain one; `trains` says whether the network is prepared for training.
     """
 
     scale: Tensor
     offset: Tensor | None
 
     def __init__(
-        self, spec: TensorSpec, observer: Method, channels: int, axis: int, offset_shape: torch.Size | None = None
+        self,
+        spec: TensorSpec,
+        observer: Method,
+        channels: int,
+        axis: int,
+        offset_shape: torch.Size | None = None,
+        trains: bool = False,
     ) -> None:
         super().__init__()
         self.spec, self.axis = spec, axis
@@ -43,6 +52,13 @@ class WeightQuantizer(Float32State):
         self.register_buffer("scale", torch.ones(shape, dtype=torch.float32))
         self.register_buffer("offset", None if offset_shape is None else torch.zeros(offset_shape, dtype=torch.int8))
         self.codes_min, self.codes_max = spec.codes(signed=True)
+        self.scheme = scheme_of(spec, trains, channels if per_channel else None)
+        self.follows_extremes = self.follows_extremes and self.scheme is None
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """What the deployed codes come from beside the weight."""
+        return [self.scale, self.offset, *([] if self.scheme is None else self.scheme.buffers())]
 
     def keep_offset(self, shape: torch.Size) -> Tensor:
         """The offsets of the codes of a weight of this shape; zeros where there were none."""
@@ -58,11 +74,61 @@ class WeightQuantizer(Float32State):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def refresh(self, weight: Tensor, smallest: Tensor | None = None) -> None:
+    def refresh(self, weight: Tensor, smallest: Tensor | None = None, starts: bool = False) -> None:
         """Takes the scale from `weight`, the deployed one. `smallest`, shape () or (channels,), is the least
-        scale at which the layer's bias fits its integer type.
+        scale at which the layer's bias fits its integer type. What is learned stays, but for a batch that `starts` it.
         """
-        self.scale.copy_(self.scale_of(*self.measure(weight), smallest))
+        low, high = self.measure(weight)
+        scale = self.scale_of(low, high, smallest)
+        if isinstance(self.scheme, LearnedScale) and starts:
+            self.scheme.start(low if smallest is None else torch.minimum(low, self.codes_min * scale), high)
+            self.scheme.count()
+        if self.scheme is not None:
+            scale = self.scheme.settled(self._qparams(scale), low, high).scale
+        self.scale.copy_(scale)
+
+    @property
+    def follows(self) -> bool:
+        """Whether a pass of training takes the scale anew from the deployed weight."""
+        if isinstance(self.scheme, LearnedScale):
+            return self.scheme.is_starting
+        return self.phase is Phase.ADAPT or (self.scheme is not None and self.scheme.normalizes and self.scheme.learns)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a pass of training, or a step of an optimizer, may change the scale or the weight that is rounded."""
+        return self.scheme is not None and self.scheme.learns
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the weight is integer codes times the scale."""
+        return self.scheme is None or self.scheme.is_uniform
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the transformed weight lies within -1..1."""
+        return self.scheme is not None and self.scheme.normalizes
+
+    def transform(self, weight: Tensor) -> Tensor:
+        """The weight that is deployed, before anything is folded into it, of a layer's own; differentiable."""
+        return weight if self.scheme is None else self.scheme.transform(weight)
+
+    def in_force(self, elements: int) -> Tensor:
+        """The deployed scale. While it is learned for so many `elements`, it is differentiable, and the buffer takes it
+        over.
+        """
+        if not (isinstance(self.scheme, LearnedScale) and self.scheme.learns):
+            return self.scale
+        scale, _ = self.scheme.numbers(self._qparams(self.scale), elements // max(1, self.scale.numel()))
+        with torch.no_grad():
+            self.scale.copy_(scale)
+        return scale
+
+    def _qparams(self, scale: Tensor) -> QParams:
+        zero, low, high = (
+            torch.full((), code, dtype=torch.int32, device=scale.device) for code in (0, self.codes_min, self.codes_max)
+        )
+        return QParams(scale, zero, low, high)
 
     def scale_of(self, low: Tensor, high: Tensor, smallest: Tensor | None = None) -> Tensor:
         """The scale for a range."""
@@ -82,6 +148,12 @@ class WeightQuantizer(Float32State):
             codes = codes + self.offset
         return codes.clamp_(self.codes_min, self.codes_max)
 
+    @torch.no_grad()
+    def keep_codes(self, weight: Tensor, codes: Tensor) -> None:
+        """Lets `codes`, within the range of the spec, be those of a deployed weight, by offsets from the nearest ones."""
+        nearest = round_to_integer(weight.to(torch.float32) / along(self.scale, self.axis, weight.dim()))
+        self.keep_offset(weight.shape).copy_((codes - nearest).clamp_(-128, 127))
+
     @property
     def _clips(self) -> bool:
         """Whether a weight may lie outside of the codes. Not while the scale follows its extremes."""
@@ -91,8 +163,13 @@ class WeightQuantizer(Float32State):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The deployed weight as its codes keep it; the gradient is straight through inside of the range."""
-        scale = along(self.scale, self.axis, weight.dim())
-        return round_weight(weight, scale, self.offset, self.codes_min, self.codes_max, self._clips)
+        return self._rounded(weight, along(self.in_force(weight.numel()), self.axis, weight.dim()), self.offset)
+
+    def _rounded(self, weight: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
+        """The weight at a scale that broadcasts to it."""
+        if self.scheme is not None and (self.scheme.learns or not self.scheme.is_uniform):
+            return self.scheme(weight, Grid(scale, *(code.to(torch.float32) for code in self._qparams(scale)[2:])))
+        return round_weight(weight, scale, offset, self.codes_min, self.codes_max, self._clips)
 
     def as_exported(self, weight: Tensor) -> Tensor:
         """The deployed weight as an exporter that was handed the prepared network itself reads it: between
@@ -103,10 +180,10 @@ class WeightQuantizer(Float32State):
         zero_point = torch.zeros_like(self.scale, dtype=torch.int8)
         return dequantize(quantize(weight, self.scale, zero_point, self.axis), self.scale, zero_point, self.axis)
 
-    def rows(self, rows: Tensor, indices: Tensor) -> Tensor:
-        """Rows (*, features) of a weight, those at `indices` (*), as their codes keep them."""
-        scale = self.scale if self.scale.dim() == 0 else functional.embedding(indices, self.scale.unsqueeze(1))
-        return round_weight(rows, scale, None, self.codes_min, self.codes_max, self._clips)
+    def rows(self, rows: Tensor, indices: Tensor, elements: int) -> Tensor:
+        """Rows (*, features) of a weight of so many `elements`, those at `indices` (*), as their codes keep them."""
+        scale = self.in_force(elements)
+        return self._rounded(rows, scale if scale.dim() == 0 else functional.embedding(indices, scale.unsqueeze(1)))
 
     def raw(self, weight: Tensor, live_scale: Tensor) -> Tensor:
         """The weight before a live batch norm, so rounded that the norm's `factor` turns it into the deployed
@@ -114,11 +191,13 @@ class WeightQuantizer(Float32State):
         be divided by anything. `live_scale`, that signed scale, has shape (channels,) or broadcasts to the weight.
         """
         signed = live_scale if live_scale.dim() == weight.dim() else along(live_scale, self.axis, weight.dim())
-        return round_weight(weight, signed, None, self.codes_min, self.codes_max, self._clips)
+        return self._rounded(weight, signed)
 
     @torch.no_grad()
     def live_scale(self, weight: Tensor, factor: Tensor) -> Tensor:
-        """The signed scale, shape (channels,), for `raw`; while it adapts, it takes the deployed scale anew."""
+        """The signed scale, shape (channels,), for `raw`, of a plain quantizer; while it adapts, it takes the deployed
+        scale anew.
+        """
         ends = row_ends(weight, self.axis)
         if self.phase is Phase.ADAPT:
             self._follow(weight, factor, ends)

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif area == "memory":
             section = memory.measure(timed, notes)
         else:
-            section = accuracy.measure(trained_subject(options), edgeq.preset_names(), options.backend)
+            presets = [name for name in edgeq.preset_names() if not edgeq.load_preset(name).learns]
+            section = accuracy.measure(trained_subject(options), presets, options.backend)
         print(section, flush=True)
         sections.append(section)
     report.write(Path(options.output), environment(), sections)

@@ -11,6 +11,7 @@ from edgeq.errors import CalibrationError
 from edgeq.modules.integer import IntegerLayer
 from tests.graph.parity import assert_exact, calibrated, images
 from tests.networks import NETWORKS, batches, network
+from tests.test_presets import CALIBRATED
 
 
 @pytest.mark.parametrize("preset", ["DEFAULT", "WT8SYMP2_AT8SYMP2"])
@@ -31,7 +32,7 @@ def test_a_thousand_seeds_of_each_network_convert_exactly(name, preset, hundred)
         assert_exact(wrapped, batches(1, seed + 1)[0])
 
 
-@pytest.mark.parametrize("preset", edgeq.presets.preset_names())
+@pytest.mark.parametrize("preset", CALIBRATED)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_preset_converts_exactly(name, preset):
     wrapped = edgeq.PTCFxModule(network(name), preset).calibrate(batches())

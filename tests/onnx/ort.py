@@ -19,9 +19,10 @@ from edgeq.modules.integer import IntegerLayer, IntegerMatmul
 from edgeq.modules.pair import IntegerPair
 from edgeq.onnx.session import saturates, with_unsigned_weights
 from tests.networks import batches, network
+from tests.test_presets import CALIBRATED
 
-POWER_OF_TWO = tuple(name for name in edgeq.preset_names() if "P2" in name)
-FREE = tuple(name for name in edgeq.preset_names() if "P2" not in name)
+POWER_OF_TWO = tuple(name for name in CALIBRATED if "P2" in name)
+FREE = tuple(name for name in CALIBRATED if "P2" not in name)
 LEVEL = onnxruntime.GraphOptimizationLevel
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from edgeq import preset_names
 from edgeq.onnx.kernels import Kernels, kernels_of
 from tests.onnx.ort import converted, exported, image, optimized
+from tests.test_presets import CALIBRATED
 
 FLOAT = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 EXPECTED = {
@@ -15,7 +15,7 @@ EXPECTED = {
 PRODUCTS = {"residual": 3, "separable": 5, "attention": 8}
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", CALIBRATED)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_no_product_is_left_in_float_and_the_integer_kernels_are_the_expected_ones(name, preset):
     counts = optimized(exported(name, preset))

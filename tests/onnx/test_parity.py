@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from edgeq import preset_names
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.quantizers.tensor import TensorQuantizer
 from tests.networks import NETWORKS, batches
@@ -25,6 +24,7 @@ from tests.onnx.ort import (
     run,
     written,
 )
+from tests.test_presets import CALIBRATED
 
 # What a runtime computes in its own way, judged on its own inputs: at most one step, in this share of the elements.
 OWN_WAY = {"softmax/codes": 0.02, "norm1/codes": 0.002, "norm2/codes": 0.002, "gelu/codes": 0.002}
@@ -61,7 +61,7 @@ def test_with_free_scales_each_operation_is_one_step_off_at_ties_at_most(preset,
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", CALIBRATED)
 def test_the_integer_file_equals_the_converted_module_bit_for_bit(preset, name):
     module, x = converted(name, preset), image(16)
     theirs = run(exported(name, preset, "integer", 16), x, fused=False)
@@ -129,11 +129,11 @@ def network_equals_file(name, preset, seed):
 @pytest.mark.parametrize("seed", range(1, 4))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_other_weights_and_other_data_change_nothing(name, seed):
-    network_equals_file(name, preset_names()[seed], seed)
+    network_equals_file(name, CALIBRATED[seed], seed)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(4, 104))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_hundred_seeds_change_nothing(name, seed):
-    network_equals_file(name, preset_names()[seed % 10], seed)
+    network_equals_file(name, CALIBRATED[seed % 10], seed)

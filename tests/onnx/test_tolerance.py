@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq import load_preset, preset_names
+from edgeq import load_preset
 from edgeq.graph.operators import TABLE
 from edgeq.onnx.tolerance import EXACT, OWN_WAY, ROUNDED, Tolerance, cause_of, tolerance_of
 from edgeq.onnx.verify import TensorParity
+from tests.test_presets import CALIBRATED
 
 COMPUTED = ("conv2d", "linear", "add", "matmul", "mul")
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", CALIBRATED)
 def test_power_of_two_presets_allow_nothing_and_free_ones_a_step_in_two_of_ten_thousand(preset):
     qconfig = load_preset(preset)
     for operation in COMPUTED:

@@ -10,6 +10,7 @@ from recipes.benchmarks import bars, machine
 from recipes.benchmarks.__main__ import main
 from recipes.benchmarks.bars import Bar
 from recipes.benchmarks.report import Section, write
+from tests.test_presets import CALIBRATED
 
 
 def test_a_bar_is_met_at_its_limit_and_missed_beyond_it_on_either_side():
@@ -64,7 +65,7 @@ def test_the_command_measures_what_it_is_told_to(files, tmp_path, capsys):
         torch.set_num_threads(threads)
     (section,) = json.loads((tmp_path / "benchmarks.json").read_text())["sections"].items()
     assert section[0] == "Accuracy of Net on 2 images of photos"
-    assert [row["preset"] for row in section[1]] == ["float", *edgeq.preset_names()]
+    assert [row["preset"] for row in section[1]] == ["float", *CALIBRATED]
     assert section[0] in capsys.readouterr().out
 
 

@@ -1,0 +1,59 @@
+"""Numbers that are rounded or bounded, with the gradient of what they were before (Bengio et al., arXiv 1308.3432).
+
+All of them give their value bit for bit, whatever their gradient is, and never keep a parameter itself for the backward
+pass: an optimizer, or a quantizer that starts, may write into it meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeq.arithmetic import LARGEST_SCALE, SMALLEST_SCALE, PowerOfTwoRule, power_of_two
+from edgeq.quantizers.kernel import with_gradient_of
+
+
+def gradient_times(x: Tensor, factor: Tensor | float) -> Tensor:
+    """`x`, whose gradient is multiplied by `factor`."""
+    return with_gradient_of(x * factor, x)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """`x` rounded to integers."""
+    return with_gradient_of(x, torch.round(x))
+
+
+def scale_of_step(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None = None) -> Tensor:
+    """The size of `step` as a scale: within the bounds that scales have, and with a rule a power of two. A step that an
+    optimizer has driven below zero comes out on the other side. The gradient, which for a power of two p is p / step,
+    is multiplied by `factor`.
+    """
+    if torch.compiler.is_compiling():
+        scale, slope = _scale_and_slope(step.detach(), factor, rule)
+        return with_gradient_of(step * slope, scale)
+    return ScaleOfStep.apply(step, factor, rule)
+
+
+def _scale_and_slope(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) -> tuple[Tensor, Tensor]:
+    size = step.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    scale = size if rule is None else power_of_two(size, rule)
+    return scale, torch.copysign(factor if rule is None else factor * (scale / size), step)
+
+
+class ScaleOfStep(torch.autograd.Function):
+    """`scale_of_step`, in one node of the graph of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) -> Tensor:
+        """The scale."""
+        scale, slope = _scale_and_slope(step, factor, rule)
+        ctx.save_for_backward(slope)
+        return scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient in the step."""
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None, None
