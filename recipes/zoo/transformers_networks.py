@@ -28,7 +28,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf_dinov2": ("Dinov2", VISION),
     "hf_convnext": ("ConvNext", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
     "hf_resnet": ("ResNet", {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}),
-    "hf_mobilevit": ("MobileViT", {"image_size": 64}),
+    "hf_mobilevit": ("MobileViT", {"image_size": 128}),  # of 64, its last attention would be over one place
     "hf_segformer": ("Segformer", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}),
     "hf_swin": ("Swin", {"image_size": 64, "embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}),
     "hf_poolformer": ("PoolFormer", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}),
@@ -42,17 +42,16 @@ LENGTH, SIZE = 12, 64
 
 def subject(name: str, family: str) -> Subject:
     """One of the networks above; a text encoder with a mask that leaves out the second text's last words."""
-    return Subject(name, family, lambda: _build(name), _texts if family.endswith("text") else _images)
+    if family.endswith("text"):
+        return Subject(name, family, lambda: _build(name), _texts)
+    size = CONFIGS[name][1].get("image_size", SIZE)
+    return Subject(name, family, lambda: _build(name), lambda: (torch.randn(2, 3, size, size),))
 
 
 def _texts() -> tuple[Tensor, Tensor]:
     mask = torch.ones(2, LENGTH, dtype=torch.long)
     mask[1, LENGTH // 2 :] = 0
     return torch.randint(3, 100, (2, LENGTH)), mask
-
-
-def _images() -> tuple[Tensor]:
-    return (torch.randn(2, 3, SIZE, SIZE),)
 
 
 def _build(name: str) -> nn.Module:
