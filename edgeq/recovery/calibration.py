@@ -53,15 +53,15 @@ class Calibration:
         for module in modes:
             module.training = False
         move = 1 - (1 - self.factor) ** batches
-        movable = _movable(network.quantized_layers())
+        movable = with_own_bias(network.quantized_layers())
         moved: dict[QuantizedLayer, Tensor] = {}
         try:
             for number, call in enumerate(calls):
                 means = _Means()
-                _run(network, Phase.FLOAT, call, means)
+                run_recorded(network, Phase.FLOAT, call, means)
                 steps = self.steps if number == 0 else ()
                 correction = _Correction(means.of, movable, move, moved, 1 / (number + 1), steps)
-                _run(network, Phase.QUANTIZE, call, correction)
+                run_recorded(network, Phase.QUANTIZE, call, correction)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -69,7 +69,10 @@ class Calibration:
                 module.phase = before
 
 
-def _run(network: PreparedModule, phase: Phase, call: Call, recorder: Recorder) -> None:
+def run_recorded(network: PreparedModule, phase: Phase, call: Call, recorder: Recorder) -> None:
+    """Runs a network that evaluates in `phase`, in which it is left, and shows `recorder` each of its layers, with its
+    input and its output before the activation; what it returns takes the output's place.
+    """
     args, kwargs = call
     layers = network.quantized_layers()
     set_phase(network, phase)
@@ -143,7 +146,7 @@ def channel_mean(layer: QuantizedLayer, output: Tensor) -> Tensor:
     return mean
 
 
-def _movable(layers: list[QuantizedLayer]) -> set[QuantizedLayer]:
+def with_own_bias(layers: list[QuantizedLayer]) -> set[QuantizedLayer]:
     """The layers whose bias can be moved. Layers without one, and layers that share one, whose calls would move
     it in different directions, are left out.
     """

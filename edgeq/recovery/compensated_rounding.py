@@ -33,7 +33,7 @@ def compensated_rounding(layer: QuantizedLayer, x: Tensor) -> None:
     if offset is None:
         return
     offset.zero_()
-    if operation.transposed or operation.function == "conv3d" or operation.padding_mode != "zeros":
+    if not has_input_matrix(operation):
         return
     rows = operation.rows(weight).to(torch.float64)
     scale = quantizer.scale.to(torch.float64).expand(len(rows))
@@ -43,8 +43,12 @@ def compensated_rounding(layer: QuantizedLayer, x: Tensor) -> None:
     for group in range(operation.groups):
         part = slice(group * outputs, (group + 1) * outputs)
         codes[part] = round_rows(rows[part], scale[part], moments[group], quantizer.codes_min, quantizer.codes_max)
-    codes = operation.from_rows(codes, weight)
-    offset.copy_(codes - quantizer.codes(weight))
+    quantizer.keep_codes(weight, operation.from_rows(codes, weight))
+
+
+def has_input_matrix(operation: Operation) -> bool:
+    """Whether what an output position sees is known here."""
+    return not operation.transposed and operation.function != "conv3d" and operation.padding_mode == "zeros"
 
 
 def second_moments(operation: Operation, weight: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgeq.errors import SpecError
+from edgeq.recovery import steps as _steps  # noqa: F401 - registers them
 from edgeq.recovery.registry import RECOVERY_STEPS
 from edgeq.recovery.samples import Samples
 from edgeq.recovery.work import Work
