@@ -142,18 +142,18 @@ def check_specs(weight: TensorSpec | None, activation: TensorSpec | None) -> Non
             if not OBSERVERS[method.name].for_weights:
                 choices = ", ".join(name for name in OBSERVERS if OBSERVERS[name].for_weights)
                 raise SpecError(f"weight.{key} is {method.name!r}, which is for activations; for weights: {choices}.")
-        _check_quantizer("weight", weight, [name for name in QUANTIZERS if QUANTIZERS[name].for_weights])
+        _check_quantizer("weight", weight, "activation", [name for name in QUANTIZERS if QUANTIZERS[name].for_weights])
     if activation is not None:
         if activation.granularity is not Granularity.TENSOR:
             raise SpecError("The activation must have granularity 'tensor', not 'channel': runtimes take no other.")
-        _check_quantizer("activation", activation, [name for name in QUANTIZERS if QUANTIZERS[name].for_activations])
+        others = [name for name in QUANTIZERS if QUANTIZERS[name].for_activations]
+        _check_quantizer("activation", activation, "weight", others)
 
 
-def _check_quantizer(kind: str, spec: TensorSpec, choices: list[str]) -> None:
-    if spec.quantizer.name not in choices:
-        raise SpecError(
-            f"{kind}.quantizer is {spec.quantizer.name!r}, which is for others; choose {', '.join(choices)}."
-        )
+def _check_quantizer(kind: str, spec: TensorSpec, other: str, choices: list[str]) -> None:
+    name = spec.quantizer.name
+    if name not in choices:
+        raise SpecError(f"{kind}.quantizer is {name!r}, which is for {other}s; for {kind}s: {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_which_presets_a_backend_runs(backend, name):
         message = refusal(lambda: edgeq.PTCFxModule(network("residual"), name, backend))
         assert message.startswith(f"The backend {backend!r} cannot run the preset {name!r}:\n  {broken[0]} is ")
         assert message.count("\n  ") == len(broken)
-        assert "Presets that it can run: WT8SYMP2_AT8SYMP2. edgeq.derive(preset, backend)" in message
+        assert "Presets that it can run: W8A8_TQT, WT8SYMP2_AT8SYMP2. edgeq.derive(preset, backend)" in message
     else:
         prepared = edgeq.PTCFxModule(network("residual"), name, backend).module
         assert (prepared.backend.name, prepared.qconfig.name) == (backend, name)

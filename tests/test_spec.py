@@ -61,7 +61,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(make, message):
 def test_an_observer_for_activations_is_refused_for_a_weight_whose_range_it_would_not_shrink(key):
     spec = dataclasses.replace(WEIGHT, **{key: Method("percentile", (("percentile", 1.0),))})
     message = refusal(lambda: QConfig(weight=spec))
-    assert message.startswith(f"weight.{key} is 'percentile', which is for activations; for weights: minmax,")
+    assert message.startswith(f"weight.{key} is 'percentile', which is for activations; for weights: deviations,")
     assert message == refusal(lambda: Rule(type="conv", weight=spec))
 
 

@@ -32,6 +32,7 @@ from edgeq.modules.matmul import MatmulSite, QuantizedMatmul
 from edgeq.modules.pair import PAIRED, IntegerPair
 from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
+from edgeq.quantizers.scheme import require_all_uniform
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import QConfig
 
@@ -79,10 +80,12 @@ def convert(network: PreparedModule, qconfig: QConfig | None = None) -> Converte
     floating is float32, as integers become, whatever type the network was trained in. With a `qconfig`, settled
     for the network's backend, what its rules leave in float stays float too.
 
-    Raises CalibrationError when there are no ranges yet, and SpecError for a `qconfig` that does not fit.
+    Raises CalibrationError when there are no ranges yet, ExportError for a quantizer that integers cannot stand for,
+    and SpecError for a `qconfig` that does not fit.
     """
     floats = set() if qconfig is None else left_in_float(network, qconfig)
     mode, observes_always = network.training, network.observes_always
+    require_all_uniform(network)
     network.require_calibration()
     network.observes_always = False
     network.change_mode(False)

@@ -322,6 +322,8 @@ class PreparedModule(Program, Learner):
 
     def _take_ranges(self) -> None:
         """Takes all scales from what was observed, and from the weights as they are."""
+        for scheme in self.schemes():
+            scheme.hold()
         for tensor in self.quantizers():
             tensor.finish()
         avoid_ties(self)
@@ -335,6 +337,8 @@ class PreparedModule(Program, Learner):
     @torch.no_grad()
     def _take_learned(self) -> None:
         """Takes what quantizers have learned, which the last step of an optimizer has changed."""
+        for scheme in self.schemes():
+            scheme.hold()
         tensors = [tensor for tensor in self.quantizers() if tensor.scheme is not None and tensor.scheme.learns]
         for tensor in tensors:
             tensor.finish()

@@ -99,7 +99,10 @@ def _is_adjustable(target: TensorQuantizer) -> bool:
 
 
 def _count(quantizer: TensorQuantizer | None) -> int:
-    return 0 if quantizer is None else 1 << quantizer.spec.bits
+    """How many codes there are; of numbers that are no codes, too many."""
+    if quantizer is None:
+        return 0
+    return 1 << quantizer.spec.bits if quantizer.is_uniform else 2 * CODES
 
 
 def _candidates(target: TensorQuantizer) -> Iterator[QParams]:

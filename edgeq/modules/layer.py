@@ -143,12 +143,8 @@ class QuantizedLayer(HandsOver):
         self.weight_quantizer.refresh(self._extent(weight), smallest, starts)
 
     def _extent(self, weight: Tensor) -> Tensor:
-        """What the weight's range is measured of: the deployed weight; or how great it may become, where its quantizer
-        has brought it to -1..1 before it was folded.
-        """
-        if not self.weight_quantizer.normalizes:
-            return weight
-        return self.site.gain(self.operation, weight).abs().expand_as(weight)
+        """What the range of a deployed weight is measured of."""
+        return self.weight_quantizer.extent(weight, lambda: self.site.gain(self.operation, weight))
 
     @property
     def deployed_bias(self) -> Tensor | None:
@@ -188,7 +184,13 @@ class QuantizedLayer(HandsOver):
         weight, bias = self.folded(self.weight, self.bias)
         if self.weight_quantizer.follows:
             self.refresh(weight, bias, starts=True)
-        return self.operation(x, self.weight_quantizer(weight), None if bias is None else self.quantized_bias(bias))
+        weight = self.weight_quantizer(weight)
+        return self.operation(x, weight, self.quantized_bias(bias) if bias is not None and self._adds_codes else bias)
+
+    @property
+    def _adds_codes(self) -> bool:
+        """Whether the layer's products are those of integers, so that its bias is one too."""
+        return self.weight_quantizer.is_uniform and self.site.source.is_uniform
 
     def simulated_beside_norm(self, x: Tensor) -> Tensor:
         """The same next to a norm that uses the statistics of the batch."""
@@ -243,6 +245,8 @@ class QuantizedLayer(HandsOver):
             and not self.norm_is_live
             and self.recorder is None
             and not torch.compiler.is_compiling()
+            and self._adds_codes
+            and (self.site.target is None or self.site.target.is_uniform)
         )
 
     def _exact(self, x: Tensor, hand_over: bool) -> Tensor:

@@ -38,6 +38,8 @@ class QuantizedMatmul(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         with_gradient = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
         trains = self.phase is not Phase.QUANTIZE or (self.training and with_gradient)
+        three = (self.site.left, self.site.right, self.site.target)
+        trains = trains or not all(quantizer is None or quantizer.is_uniform for quantizer in three)
         if trains or torch.compiler.is_compiling() or exporting():
             return self._trained(left, right)
         with torch.no_grad():

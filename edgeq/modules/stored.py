@@ -72,7 +72,7 @@ class StoredWeights(nn.Module):
     def _extent(self, name: str) -> Tensor:
         """What a weight's range is measured of."""
         weight = self._changed(name)
-        return torch.ones_like(weight) if self.quantizer_of(name).normalizes else weight
+        return self.quantizer_of(name).extent(weight, lambda: torch.ones_like(weight))
 
     def codes(self, name: str) -> tuple[Tensor, Tensor]:
         """The integers of a weight, int8, and their scale, shape () or (channels,)."""

@@ -40,8 +40,8 @@ def scheme_of(spec: TensorSpec, trains: bool, channels: int | None = None) -> Sc
         return None
     if not trains and scheme.changes_weights:
         raise SpecError(
-            f"The quantizer {spec.quantizer.name!r} changes what the weights are, so that a network has to be trained "
-            "with it: use QATFxModule, or prepare_qat_fx, or a preset with another quantizer."
+            f"The quantizer {spec.quantizer.name!r} makes other weights of those that there are, so that a network has "
+            "to be trained with it: use QATFxModule, or prepare_qat_fx, or a preset with another quantizer."
         )
     if not trains and scheme.is_uniform:
         return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq import arithmetic
-from edgeq.errors import SpecError
+from edgeq.errors import ExportError, SpecError
 from edgeq.modules.float32_state import Float32State
 from edgeq.qparams import QParams, code_bounds
 from edgeq.quantizers.kernel import Grid
@@ -34,7 +34,6 @@ class Scheme(Float32State):
     for_activations: ClassVar[bool] = False
     is_uniform: ClassVar[bool] = True  # whether its numbers are those of integer codes and a scale
     changes_weights: ClassVar[bool] = False  # whether what is rounded is another weight, so that one has to be trained
-    normalizes: ClassVar[bool] = False  # whether that other weight lies within -1..1
     bounds: ClassVar[dict[str, tuple[float, float]]] = {"batches": (1, 10**6)}
     started: Tensor
 
@@ -90,9 +89,19 @@ class Scheme(Float32State):
         """The numbers to put in force, given those of the range low..high that was observed."""
         return qparams
 
+    def hold(self) -> None:
+        """Puts parameters in force that are not among the owner's buffers."""
+
     def transform(self, weight: Tensor) -> Tensor:
         """The weight that is rounded instead of `weight`, before anything is folded into it; differentiable."""
         return weight
+
+    @property
+    def reach(self) -> Tensor | None:
+        """The greatest size that the transformed weight may have, shape (), if its scale is to come of that; else None:
+        of the range that is measured, or of what is learned.
+        """
+        return None
 
     def forward(self, x: Tensor, grid: Grid, manner: Manner = PLAIN) -> Tensor:
         """`x` quantized; differentiable in `x` and in what the scheme has learned. The scale broadcasts to `x`."""
@@ -153,6 +162,23 @@ def gradient_factor(qparams: QParams, elements: int) -> Tensor:
     return torch.rsqrt(qparams.quant_max.to(torch.float32) * max(1, elements))
 
 
+def require_uniform(scheme: Scheme | None, name: str) -> None:
+    """Raises ExportError, naming the tensor, for a scheme whose numbers no integers stand for."""
+    if scheme is not None and not scheme.is_uniform:
+        raise ExportError(
+            f"The quantizer {scheme.spec.quantizer.name!r} of {name!r} is not uniform: its levels are no multiples of "
+            "a step, so that integer hardware cannot hold them. The network can be trained and evaluated, but neither "
+            'converted nor exported; to deploy it, train with a uniform quantizer, "lsq" or "tqt", say.'
+        )
+
+
+def require_all_uniform(network: nn.Module) -> None:
+    """Raises ExportError for a network with a scheme whose numbers no integers stand for."""
+    for path, module in network.named_modules():
+        if isinstance(module, Scheme):
+            require_uniform(module, path.removesuffix(".scheme"))
+
+
 class Learner(nn.Module):
     """Mixin for networks whose quantizers may learn."""
 
@@ -165,8 +191,11 @@ class Learner(nn.Module):
 
         They learn whenever the network trains, in all epochs, until ``freeze(freeze_observers=True)``.
         """
-        schemes = (module for module in self.modules() if isinstance(module, Scheme))
-        return list(dict.fromkeys(parameter for scheme in schemes for parameter in scheme.parameters()))
+        return list(dict.fromkeys(parameter for scheme in self.schemes() for parameter in scheme.parameters()))
+
+    def schemes(self) -> list[Scheme]:
+        """What makes more of ranges than plain quantizers do, in the order of the modules."""
+        return [module for module in self.modules() if isinstance(module, Scheme)]
 
 
 def set_learning(network: nn.Module, learns: bool) -> None:

@@ -91,7 +91,7 @@ def traceable(x: Tensor, grid: Grid, manner: Manner) -> Tensor:
     into zeros.
     """
     ends = ends_of(Grid(*(value.detach() for value in grid)), manner)
-    exact = kernel.snap(x.detach(), Grid(grid.scale.detach(), ends.lower, ends.upper), manner.rounding)
+    exact = snap(x.detach(), Grid(grid.scale.detach(), ends.lower, ends.upper), manner.rounding)
     if not torch.is_grad_enabled():
         return exact
     real = x.to(torch.float32)

@@ -43,9 +43,12 @@ def blocks(rows: int, columns: int, scale: Tensor, *tensors: Tensor) -> Iterator
 def snap(x: Tensor, grid: Grid, rounding: Rounding) -> Tensor:
     """The point of the grid that stands for each value of `x`, at a scale that broadcasts to it; no gradient."""
     scale = grid.scale
-    shape = None if scale.dim() == 0 else rows_of(scale, x)
-    if shape is None:
+    if scale.dim() == 0:
         return kernel.snap(x, grid, rounding)
+    shape = rows_of(scale, x)
+    if shape is None:
+        codes = round_to_integer(x.to(torch.float32) / scale, rounding)
+        return (torch.clamp(codes, grid.lower, grid.upper) * scale).to(x.dtype)
     y = torch.empty_like(x)
     low, high = grid.lower.item(), grid.upper.item()
     for step, source, target in blocks(*shape, scale, x, y):

@@ -6,6 +6,8 @@ pass: an optimizer, or a quantizer that starts, may write into it meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import log
 from typing import Any
 
 import torch
@@ -20,11 +22,6 @@ def gradient_times(x: Tensor, factor: Tensor | float) -> Tensor:
     return with_gradient_of(x * factor, x)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """`x` rounded to integers."""
-    return with_gradient_of(x, torch.round(x))
-
-
 def scale_of_step(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None = None) -> Tensor:
     """The size of `step` as a scale: within the bounds that scales have, and with a rule a power of two. A step that an
     optimizer has driven below zero comes out on the other side. The gradient, which for a power of two p is p / step,
@@ -34,6 +31,16 @@ def scale_of_step(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None = No
         scale, slope = _scale_and_slope(step.detach(), factor, rule)
         return with_gradient_of(step * slope, scale)
     return ScaleOfStep.apply(step, factor, rule)
+
+
+def exact_power_of_two(exponent: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
+    """Two to the power of the integer that is `nearest` to `exponent`, exactly, with the gradient of a power whose
+    exponent was not rounded. It is made of bits: no function of a device's is exact everywhere.
+    """
+    exponent = exponent.clone()
+    integer = nearest(exponent.detach()).clamp(-40, 60).to(torch.int32)
+    power = ((integer + 127) << 23).view(torch.float32)
+    return with_gradient_of(exponent * (power * log(2)), power)
 
 
 def _scale_and_slope(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) -> tuple[Tensor, Tensor]:

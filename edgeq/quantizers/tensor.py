@@ -16,7 +16,7 @@ from edgeq.phase import Phase
 from edgeq.qparams import QParams, qparams_of_range
 from edgeq.quantizers import kernel
 from edgeq.quantizers.fixed import scheme_of
-from edgeq.quantizers.scheme import LearnedScale
+from edgeq.quantizers.scheme import LearnedScale, require_uniform
 from edgeq.quantizers.step import Manner
 from edgeq.spec import Method, ScaleKind, TensorSpec
 
@@ -72,6 +72,11 @@ class TensorQuantizer(Float32State):
         return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether its numbers are those of integer codes and a scale."""
+        return self.scheme is None or self.scheme.is_uniform
+
+    @property
     def observed(self) -> bool:
         """Whether a floating tensor ever came by, or none needs to. Reads a buffer: not for a forward pass."""
         return self.observer is None or bool(self.observer.batches > 0)
@@ -95,6 +100,9 @@ class TensorQuantizer(Float32State):
             self.refresh()
         elif exporting():
             return self._export(x, floor, ceiling)
+        if self.scheme is not None and not self.scheme.is_uniform:
+            grid = kernel.Grid(self.scale, *((end - self.zero_point).to(torch.float32) for end in self.qparams[2:]))
+            return self.scheme(x, grid, Manner(self.spec.rounding, floor, ceiling))
         grid = kernel.grid_of(self.qparams, floor, ceiling, self.spec.rounding)
         return kernel.fake_quantize(x, grid, self.spec.rounding, floor, ceiling, overwrite=fresh)
 
@@ -124,6 +132,7 @@ class TensorQuantizer(Float32State):
         """What an exporter that was handed the prepared network itself reads: activation, QuantizeLinear,
         DequantizeLinear. The code bounds were read when the network went into evaluation.
         """
+        require_uniform(self.scheme, self.name)
         x = clip(x, floor, ceiling, fresh=False)
         dtype = torch.int8 if self.bounds[0] < 0 else torch.uint8
         codes = quantize(x, self.scale, self.zero_point.to(dtype))

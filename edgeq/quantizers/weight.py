@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from edgeq.phase import Phase
 from edgeq.qparams import QParams, qparams_of_range
 from edgeq.quantizers.fixed import scheme_of
 from edgeq.quantizers.kernel import Grid, in_blocks, with_gradient_of
-from edgeq.quantizers.scheme import LearnedScale
+from edgeq.quantizers.scheme import LearnedScale, require_uniform
 from edgeq.spec import Granularity, Method, TensorSpec
 
 
@@ -92,7 +93,7 @@ class WeightQuantizer(Float32State):
         """Whether a pass of training takes the scale anew from the deployed weight."""
         if isinstance(self.scheme, LearnedScale):
             return self.scheme.is_starting
-        return self.phase is Phase.ADAPT or (self.scheme is not None and self.scheme.normalizes and self.scheme.learns)
+        return self.phase is Phase.ADAPT or (self.learns and self.scheme is not None and self.scheme.reach is not None)
 
     @property
     def learns(self) -> bool:
@@ -104,10 +105,12 @@ class WeightQuantizer(Float32State):
         """Whether the weight is integer codes times the scale."""
         return self.scheme is None or self.scheme.is_uniform
 
-    @property
-    def normalizes(self) -> bool:
-        """Whether the transformed weight lies within -1..1."""
-        return self.scheme is not None and self.scheme.normalizes
+    def extent(self, weight: Tensor, gain: Callable[[], Tensor]) -> Tensor:
+        """What the range is measured of: the deployed weight; or how great it may become, if the scheme says so. `gain`
+        gives what folding has multiplied each entry with; it broadcasts to the weight.
+        """
+        reach = None if self.scheme is None else self.scheme.reach
+        return weight if reach is None else (gain().abs() * reach).expand_as(weight)
 
     def transform(self, weight: Tensor) -> Tensor:
         """The weight that is deployed, before anything is folded into it, of a layer's own; differentiable."""
@@ -175,6 +178,7 @@ class WeightQuantizer(Float32State):
         """The deployed weight as an exporter that was handed the prepared network itself reads it: between
         QuantizeLinear and DequantizeLinear.
         """
+        require_uniform(self.scheme, "a weight")
         if self.spec.bits < 8 or self.offset is not None:
             weight = self(weight)  # on the grid: the wider type of the file keeps its codes
         zero_point = torch.zeros_like(self.scale, dtype=torch.int8)

@@ -9,6 +9,7 @@ from torch import nn
 import edgeq
 from edgeq import QConfigMapping, SpecError
 from tests.graph.parted import PARTS, Block, Head, data, detector, layers
+from tests.test_presets import CALIBRATED
 
 
 def mapped(*entries, **options):
@@ -84,7 +85,7 @@ def test_the_edges_of_a_mixed_preset_are_those_of_each_part():
 
 @pytest.mark.parametrize("backend", edgeq.backend_names())
 def test_a_backend_holds_for_all_parts(backend):
-    preset = next(name for name in edgeq.preset_names() if _can(name, backend))
+    preset = next(name for name in CALIBRATED if _can(name, backend))
     wrapped = edgeq.PTCFxModule(detector(), preset, backend, submodules=PARTS).calibrate(data())
     assert {part.backend.name for part in wrapped.module.parts.values()} == {backend}
     assert torch.equal(wrapped(data()[0]), wrapped.convert()(data()[0]))
@@ -99,8 +100,8 @@ def _can(preset, backend):
 
 
 def test_a_preset_that_the_backend_cannot_run_is_refused_for_one_part_too():
-    pairs = itertools.product(edgeq.backend_names(), edgeq.preset_names())
+    pairs = itertools.product(edgeq.backend_names(), CALIBRATED)
     backend, preset = next(pair for pair in pairs if not _can(*reversed(pair)))
-    good = next(name for name in edgeq.preset_names() if _can(name, backend))
+    good = next(name for name in CALIBRATED if _can(name, backend))
     with pytest.raises(SpecError, match=f"The backend '{backend}' cannot run the preset '{preset}'"):
         edgeq.PTCFxModule(detector(), good, backend, submodules={"backbone": None, "head": preset})

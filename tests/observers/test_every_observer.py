@@ -36,7 +36,7 @@ def same(one, other):
 
 
 def test_the_observers_are_these():
-    assert NAMES == ["minmax", "moving_average", "percentile", "squared_error"]
+    assert NAMES == ["deviations", "mean_magnitude", "minmax", "moving_average", "percentile", "squared_error"]
 
 
 @every

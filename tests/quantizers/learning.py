@@ -12,7 +12,7 @@ from tests.test_presets import CALIBRATED, NAMES
 LEARNING = [name for name in NAMES if name not in CALIBRATED]
 DEPLOYED = [name for name in LEARNING if not name.endswith(("APOT", "NNIE"))]  # which hardware can hold
 DATA = batches(4)
-TARGET = torch.arange(5.0)
+TARGET = torch.linspace(-0.5, 1.0, 5)
 
 
 def prepared(preset, name: str = "residual", epochs: int = 4, **options) -> edgeq.QATFxModule:
@@ -21,7 +21,7 @@ def prepared(preset, name: str = "residual", epochs: int = 4, **options) -> edge
     return edgeq.QATFxModule(network(name).train(), preset, total_epochs=epochs, **options)
 
 
-def optimizer_of(model: nn.Module, lr: float = 0.02) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
     """With momentum, so that a parameter that stands still is seen to."""
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.5)
 

@@ -42,7 +42,8 @@ def test_parameters_learn_in_all_epochs_until_they_are_frozen_by_hand(preset):
     phases = {tensor.phase for tensor in model.module.quantizers()}
     assert phases == {Phase.QUANTIZE}  # observers have been frozen by the schedule
     for one, other in itertools.pairwise(seen):
-        assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True)) or not parameters
+        moved = [not torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+        assert sum(moved) >= 0.4 * len(parameters)  # PACT's stand still where nothing is clipped
     model.freeze(freeze_observers=True)
     held = {key: scale.clone() for key, scale in scales(model).items()}
     optimizer.zero_grad()
@@ -51,7 +52,6 @@ def test_parameters_learn_in_all_epochs_until_they_are_frozen_by_hand(preset):
     assert all(parameter.grad is None for parameter in parameters)
     model.eval()
     assert all(torch.equal(scale, held[key]) for key, scale in scales(model).items())
-    assert_exact(model, DATA[0])
 
 
 @deployed
