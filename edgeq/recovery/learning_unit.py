@@ -31,10 +31,12 @@ class LearnedWeight(Protocol):
         """What learns, and how fast beside the rate."""
 
     @property
-    def scale(self) -> Tensor | None: ...
+    def scale(self) -> Tensor | None:
+        """The scale, differentiable."""
 
     @property
-    def bias(self) -> Tensor | None: ...
+    def bias(self) -> Tensor | None:
+        """The bias, shape (channels,)."""
 
     def weight(self) -> Tensor:
         """As it is now, float32 and differentiable."""

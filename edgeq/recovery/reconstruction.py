@@ -140,7 +140,8 @@ class _Learner:
                     loss = loss if penalty is None else loss + options.penalty * penalty
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * progress) if group["falls"] else 1.0)
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
 
