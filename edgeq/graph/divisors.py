@@ -17,6 +17,7 @@ from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs, operator
 
 DIVISOR = "others are divided by it: what is near zero counts most, and one scale for the whole range loses it"
 
+EPSILON = 0.01  # what is added to a divisor, or is the least of it, only to keep it from zero
 INVERSES = (torch.rsqrt, torch.reciprocal, "rsqrt", "reciprocal")
 ADDITIONS = (operator.add, torch.add, "add", "__radd__")
 PASSED_ON = ("add", "sub", "mul", "power", "function", "clamp", "clamp_min")  # beside what only moves
@@ -53,13 +54,13 @@ def _passes_on(node: fx.Node, root: nn.Module) -> bool:
 
 
 def _is_kept_from_zero(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a positive number is added, or is the least that may come out."""
+    """Whether a small positive number is added, or is the least that may come out."""
     if node.target in ADDITIONS:
         numbers = [item for item in (*node.args[:2], node.kwargs.get("other")) if isinstance(item, int | float)]
-        return any(number > 0 for number in numbers)
+        return any(0 < number <= EPSILON for number in numbers)
     if operator_of(node, module_of(node, root)).name in ("clamp", "clamp_min"):
         least = argument(node, 1, "min")
-        return isinstance(least, int | float) and least > 0
+        return isinstance(least, int | float) and 0 < least <= EPSILON
     return False
 
 

@@ -153,7 +153,7 @@ class WeightQuantizer(Float32State):
 
     @torch.no_grad()
     def keep_codes(self, weight: Tensor, codes: Tensor) -> None:
-        """Lets `codes`, within the range of the spec, be those of a deployed weight, by offsets from the nearest ones."""
+        """Lets `codes`, within the range of the spec, be those of a deployed weight, by offsets from the nearest."""
         nearest = round_to_integer(weight.to(torch.float32) / along(self.scale, self.axis, weight.dim()))
         self.keep_offset(weight.shape).copy_((codes - nearest).clamp_(-128, 127))
 

@@ -40,6 +40,7 @@ CONSTANT = {
 }
 QUANTIZED = {
     "no epsilon": lambda m, y: y / F.softplus(y),
+    "more than an epsilon": lambda m, y: y / (y.sigmoid() + 1.0),
     "read by another too": lambda m, y: (lambda d: y / d + d)(F.softplus(y) + 0.5),
     "divided itself": lambda m, y: (lambda d: d / F.softplus(y))(y + 0.5),
     "a negative number": lambda m, y: y / (-F.softplus(y) + -0.5),
