@@ -245,6 +245,14 @@ TABLE: tuple[Operator, ...] = (
 
 MEANS = ("avg_pool", "mean", "interpolate")  # rows that weigh numbers which have one scale
 
+# rows that, clips aside, give k times as much of k times as much, for each k > 0
+PROPORTIONAL = (
+    *(*MEANS, "leaky_relu", "prelu", "rrelu", "abs", "max_pool", "extreme", "sum"),
+    *("cat", "pad", "shape", "unfold", "split", "getitem", "attribute", "same"),
+)
+
+BENT = ("gelu", "silu", "mish", "hardswish", "leaky_relu", "elu", "softplus")  # rows with long tails above zero
+
 UNKNOWN = O("unknown", B.FLOAT, note="not in edgeq's table of operators")
 
 DATA = ("input", "other", "mat2", "vec", "tensor", "value", "src", "source", "values", "x1", "x2")  # names of arguments

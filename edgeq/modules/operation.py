@@ -133,9 +133,9 @@ class Operation:
         return grouped.reshape(*grouped.shape, *tail)
 
     def per_input(self, values: Tensor, weight: Tensor) -> Tensor:
-        """`values`, one for each input channel, shape (channels,), so that they broadcast to the weight of an
-        operation that is not transposed.
-        """
+        """`values`, one for each input channel, shape (channels,), so that they broadcast to the weight."""
+        if self.transposed:
+            return values.reshape(-1, *[1] * (weight.dim() - 1))
         each = values.reshape(self.groups, -1).repeat_interleave(weight.shape[0] // self.groups, dim=0)
         return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
 
