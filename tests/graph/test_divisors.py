@@ -30,6 +30,7 @@ KEPT = {
     "epsilon, then moved": lambda m, y: y.div((F.relu(y).sum(1, keepdim=True) + 1e-5).expand(-1, 8, -1, -1)),
     "least": lambda m, y: y / y.abs().amax(1, keepdim=True).clamp(min=1e-5),
     "least by its own name": lambda m, y: y / y.abs().amax(1, keepdim=True).clamp_min(1e-5),
+    "a norm by hand": lambda m, y: (y - y.mean(1, True)) / (y.var(1, keepdim=True) + 1e-3).sqrt(),
     "root": lambda m, y: y / (y.square().mean(1, keepdim=True) + 1e-5).sqrt(),
     "inverse root": lambda m, y: y * (y.square().mean(1, keepdim=True) + 1e-3).rsqrt(),
     "inverse": lambda m, y: y * (y.square().mean(1, keepdim=True) + 1e-3).reciprocal(),
