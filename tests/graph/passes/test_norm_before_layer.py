@@ -84,7 +84,7 @@ def test_a_live_norm_rounds_the_weight_to_the_codes_that_are_deployed(preset):
     wrapped(images(4, 6, 9, 9))
     (layer,) = wrapped.module.quantized_layers()
     with torch.no_grad():
-        raw, gain = layer._raw_weight(), layer.site.gain(layer.operation, layer.weight)
+        raw, gain = layer._raw_weight(layer.weight), layer.site.gain(layer.operation, layer.weight)
         deployed = layer.weight_quantizer(layer.folded(layer.weight, None)[0])
     kept = gain.abs() > 1e-3
     assert torch.allclose((raw * gain)[kept.expand_as(raw)], deployed[kept.expand_as(raw)], rtol=1e-4, atol=1e-6)
