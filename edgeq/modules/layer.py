@@ -20,8 +20,11 @@ from edgeq.modules.operation import Operation
 from edgeq.modules.qdq import exporting
 from edgeq.phase import Phase
 from edgeq.quantizers import kernel
+from edgeq.quantizers.straight_through import given_slope
 from edgeq.quantizers.tensor import TensorQuantizer, clip
 from edgeq.quantizers.weight import WeightQuantizer, entry_scale, raw_scale, row_ends
+
+FEW = 64  # entries of a row, to look at before all of them
 
 
 @dataclass
@@ -219,12 +222,25 @@ class QuantizedLayer(HandsOver):
                 deployed, _ = site.fold(operation, weight, None)
                 quantizer.refresh(self._extent(deployed), starts=True)
             gain = site.gain(operation, weight)
-            ends = [operation.per_output(end, weight) for end in row_ends(operation.rows(weight), 0)]
         scale = operation.to_channels(quantizer.in_force(weight.numel())).expand(operation.channels(weight))
         scale = operation.per_output(scale, weight)
-        if site.before is not None:
-            return entry_scale(scale, gain, weight, operation.groups, quantizer.codes_max)
-        return raw_scale(scale, gain, torch.stack(ends))
+        with torch.no_grad():
+            if site.before is not None:
+                signed = entry_scale(scale, gain, weight, operation.groups, quantizer.codes_max)
+            else:
+                signed = raw_scale(scale, gain, self._ends(weight, scale / gain.abs()))
+            slope = torch.where(signed.abs() == scale / gain.abs(), signed / scale, 0.0)  # 0 for steps of their own
+        return given_slope(scale, signed, slope) if quantizer.learns else signed
+
+    def _ends(self, weight: Tensor, size: Tensor) -> Tensor:
+        """Extremes of each output channel as `raw_scale` needs them at scales of this size: of all of its entries, but
+        for weights of which a few of each channel are great enough already.
+        """
+        rows, spread = self.operation.rows(weight), self.operation.per_output
+        few = spread(rows[:, :FEW].abs().amax(1), weight).unsqueeze(0)
+        if kernel.in_blocks(weight) and bool((size < few).all()):
+            return few
+        return torch.stack([spread(end, weight) for end in row_ends(rows, 0)])
 
     def _export(self, x: Tensor) -> Tensor:
         """What an exporter that was handed the prepared network itself reads; the deployed weight between

@@ -123,14 +123,15 @@ class LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients in the input and in the grid."""
         x, scale, *rest = ctx.saved_tensors
+        dtype, x, upstream = x.dtype, x.to(torch.float32), grads[0].to(torch.float32)
         ends, manner, wanted = Ends(*rest), ctx.manner, ctx.needs_input_grad
         apart = wanted[2] or wanted[3] or manner.ceiling is not None or bool(manner.floor)
         if not apart:
-            grad, in_scale = backward(grads[0], x, scale, ends[:4], manner.rounding, manner.rounding_error)
-            return grad, in_scale, None, None, None
-        grad, inside, above, below = backward_apart(grads[0], x, scale, ends[:4], manner.rounding)
+            grad, in_scale = backward(upstream, x, scale, ends[:4], manner.rounding, manner.rounding_error)
+            return grad.to(dtype), in_scale, None, None, None
+        grad, inside, above, below = backward_apart(upstream, x, scale, ends[:4], manner.rounding, wanted[2])
         outside = ends.above * above + ends.below * below
         in_scale = inside + outside if manner.rounding_error else outside
         in_lower = torch.where(ends.floored, 0.0, (scale * below).sum())
         in_upper = torch.where(ends.ceiled, 0.0, (scale * above).sum())
-        return grad, in_scale, in_lower, in_upper, None
+        return grad.to(dtype), in_scale, in_lower, in_upper, None

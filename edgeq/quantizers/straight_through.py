@@ -27,10 +27,7 @@ def scale_of_step(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None = No
     optimizer has driven below zero comes out on the other side. The gradient, which for a power of two p is p / step,
     is multiplied by `factor`.
     """
-    if torch.compiler.is_compiling():
-        scale, slope = _scale_and_slope(step.detach(), factor, rule)
-        return with_gradient_of(step * slope, scale)
-    return ScaleOfStep.apply(step, factor, rule)
+    return given_slope(step, *_scale_and_slope(step.detach(), factor, rule))
 
 
 def exact_power_of_two(exponent: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
@@ -49,18 +46,25 @@ def _scale_and_slope(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) 
     return scale, torch.copysign(factor if rule is None else factor * (scale / size), step)
 
 
-class ScaleOfStep(torch.autograd.Function):
-    """`scale_of_step`, in one node of the graph of gradients."""
+def given_slope(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    """`value`, computed from `x` with the derivative `slope`; all broadcast to the value's shape."""
+    if torch.compiler.is_compiling():
+        return with_gradient_of(x * slope, value)
+    return GivenSlope.apply(x, value, slope)
+
+
+class GivenSlope(torch.autograd.Function):
+    """`given_slope`, in one node of the graph of gradients."""
 
     @staticmethod
-    def forward(ctx: Any, step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) -> Tensor:
-        """The scale."""
-        scale, slope = _scale_and_slope(step, factor, rule)
+    def forward(ctx: Any, x: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """The value."""
         ctx.save_for_backward(slope)
-        return scale
+        ctx.shape = x.shape
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient in the step."""
+        """The gradient in `x`."""
         (slope,) = ctx.saved_tensors
-        return grads[0] * slope, None, None
+        return (grads[0] * slope).sum_to_size(ctx.shape), None, None
