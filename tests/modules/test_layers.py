@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import edgeq
-from edgeq.errors import SpecError
 from edgeq.modules.layers import QUANTIZED, QuantizedReference, shell
 
 
@@ -93,16 +92,3 @@ def test_a_shared_layer_gets_the_gradients_of_all_its_calls():
     wrapped(x).square().mean().backward()
     assert F.cosine_similarity(model.shared.weight.grad.flatten(), expected.flatten(), dim=0) > 0.99
     assert model.matrix.grad.abs().max() > 0
-
-
-def test_a_size_given_to_a_call_is_refused_for_it_would_be_lost():
-    class Sized(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1)
-
-        def forward(self, x):
-            return self.up(x, output_size=(16, 16))
-
-    with pytest.raises(SpecError, match=r"up is called with .*output_size.*\(16, 16\).*output_padding"):
-        edgeq.PTCFxModule(Sized())
