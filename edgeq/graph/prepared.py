@@ -183,7 +183,10 @@ class PreparedModule(Program, Learner):
             if self.training and self.is_qat:
                 layer.site.strategy.start(layer)
         set_phase(self, self._phase(observing))
-        set_learning(self, self.is_qat and self.is_counting and not self.schedule.ranges_are_held)
+        learns = self.is_qat and self.is_counting and not self.schedule.ranges_are_held
+        set_learning(self, learns)
+        # Where no gradient is wanted layers compute with the buffers, without passing by the quantizers behind them.
+        self._learns_exactly = learns and self._phase(observing) is Phase.QUANTIZE and bool(self.schemes())
         self._inner = self.standalone()
         for standalone in self._inner:
             standalone.training = self.training
@@ -257,6 +260,8 @@ class PreparedModule(Program, Learner):
             if not torch.compiler.is_compiling():
                 if self._norms_live:
                     self._find_norms()
+                if self._learns_exactly and not torch.is_grad_enabled():
+                    self._take_learned()
                 for group in self._live_scales:
                     group.refresh()
             return self.run(*args, **kwargs)

@@ -143,11 +143,15 @@ class QuantizedLayer(HandsOver):
         if bias is not None:
             smallest = smallest_weight_scale(bias, self.site.source.scale, self.site.bias_bits)
             smallest = self.operation.of_channels(smallest)
-        self.weight_quantizer.refresh(self._extent(weight), smallest, starts)
+        self.weight_quantizer.refresh(self._extent(weight), smallest, starts, self._gain)
 
     def _extent(self, weight: Tensor) -> Tensor:
         """What the range of a deployed weight is measured of."""
-        return self.weight_quantizer.extent(weight, lambda: self.site.gain(self.operation, weight))
+        return self.weight_quantizer.extent(weight, self._gain)
+
+    def _gain(self) -> Tensor:
+        """What folding multiplies each entry of the weight with; broadcasts to it."""
+        return self.site.gain(self.operation, self.weight)
 
     @property
     def deployed_bias(self) -> Tensor | None:
@@ -220,7 +224,7 @@ class QuantizedLayer(HandsOver):
                 return quantizer.live_scale(weight, site.output_gain(operation, weight))
             if quantizer.follows:
                 deployed, _ = site.fold(operation, weight, None)
-                quantizer.refresh(self._extent(deployed), starts=True)
+                quantizer.refresh(self._extent(deployed), starts=True, gain=self._gain)
             gain = site.gain(operation, weight)
         scale = operation.to_channels(quantizer.in_force(weight.numel())).expand(operation.channels(weight))
         scale = operation.per_output(scale, weight)

@@ -150,7 +150,7 @@ def _quantized(layer: QuantizedLayer, factor: Tensor) -> Tensor:
     gain = layer.operation.per_output(factor * layer.site.factor, weight)
     folded = weight * gain
     if quantizer.follows:
-        quantizer.refresh(quantizer.extent(folded, lambda: gain).detach(), starts=True)
+        quantizer.refresh(quantizer.extent(folded, lambda: gain).detach(), starts=True, gain=lambda: gain)
     return quantizer(folded)
 
 

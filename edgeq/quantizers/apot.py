@@ -34,9 +34,9 @@ class APoT(LearnedScale):
 
     Levels are no multiples of a step: what is trained can be simulated, but integer hardware does not hold it.
 
-    Parameter: `alpha`, shape () or (channels,); the owner's scale is its size. Buffers: `deviation`, shape (), that of
-    the weight at the start; `levels`, shape (2**bits,), the
-    levels that are not negative, in order; with signs of their own they are half as many, and the last fills up.
+    Parameter: `alpha`, shape () or (channels,); the owner's scale is its size, in units. Buffers: `deviation`, shape
+    (), that of the weight at the start; `levels`, shape (2**bits,), the levels that are not negative, in order: with
+    signs of their own they are half as many, and the last fills up.
     """
 
     for_weights = for_activations = True
@@ -67,11 +67,10 @@ class APoT(LearnedScale):
     def start(self, low: Tensor, high: Tensor) -> None:
         self._take_levels(torch.as_tensor(code_bounds(self.spec, low.amin())[1]))
         greatest = torch.maximum(-low, high)
-        self.alpha.copy_(torch.where(greatest > 0, greatest, 1.0))
+        self.alpha.copy_(torch.where(greatest > 0, greatest, 1.0) / self.unit)
 
     def numbers(self, qparams: QParams, elements: int) -> tuple[Tensor, Tensor]:
-        one = torch.ones((), device=self.alpha.device)
-        return scale_of_step(self.alpha, one, self.spec.rule), qparams.zero_point.to(torch.float32)
+        return scale_of_step(self.alpha, self.unit, 1.0, self.spec.rule), qparams.zero_point.to(torch.float32)
 
     def transform(self, weight: Tensor) -> Tensor:
         mean, deviation = weight.detach().mean(), weight.detach().std(correction=0)

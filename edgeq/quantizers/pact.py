@@ -47,10 +47,9 @@ class PACT(LearnedScale):
             self.alpha.copy_(torch.where(high > low, high.clamp(min=0.0), scale))
 
     def numbers(self, qparams: QParams, elements: int) -> tuple[Tensor, Tensor]:
-        one = torch.ones((), device=self.alpha.device)
         begin, codes = (0.0, 0) if self.beta is None else (self.beta.clone(), qparams.quant_min)
         extent = (self.alpha.clone() - begin) / (qparams.quant_max - codes)
-        scale = scale_of_step(extent, one, self.spec.rule)
+        scale = scale_of_step(extent, 1.0, 1.0, self.spec.rule)
         if self.beta is None:
             return scale, qparams.zero_point.to(torch.float32)
         return scale, zero_point_of(self.beta.clone(), scale, qparams)

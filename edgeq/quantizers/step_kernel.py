@@ -136,10 +136,10 @@ def _in_blocks(
     low, high = ends[2].item(), ends[3].item()
     mask = torch.ops.aten.hardtanh_backward.grad_input
     ratio = torch.empty(0)
-    for factor, grad, value, passed in blocks(*shape, 1 / scale, upstream, x, found):
+    for step, grad, value, passed in blocks(*shape, scale, upstream, x, found):
         if ratio.shape != value.shape:  # in the first block, and in the last
             ratio = torch.empty(value.shape)
-        torch.mul(value, factor, out=ratio)
+        torch.div(value, step, out=ratio)  # as in the forward pass: a range often begins with an extreme at its end
         mask(grad, ratio, low, high, grad_input=passed)
         yield grad, passed, ratio
 

@@ -22,12 +22,14 @@ def gradient_times(x: Tensor, factor: Tensor | float) -> Tensor:
     return with_gradient_of(x * factor, x)
 
 
-def scale_of_step(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None = None) -> Tensor:
-    """The size of `step` as a scale: within the bounds that scales have, and with a rule a power of two. A step that an
-    optimizer has driven below zero comes out on the other side. The gradient, which for a power of two p is p / step,
-    is multiplied by `factor`.
+def scale_of_step(step: Tensor, unit: Tensor | float, factor: Tensor | float, rule: PowerOfTwoRule | None) -> Tensor:
+    """The size of `step`, in units, as a scale: within the bounds that scales have, and with a rule a power of two. A
+    step that an optimizer has driven below zero comes out on the other side. The gradient, which for a power of two p
+    is p / step, is multiplied by `factor`.
     """
-    return given_slope(step, *_scale_and_slope(step.detach(), factor, rule))
+    size = (step.detach().abs() * unit).clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    scale = size if rule is None else power_of_two(size, rule)
+    return given_slope(step, scale, torch.copysign(scale / size * unit * factor, step.detach()))
 
 
 def exact_power_of_two(exponent: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
@@ -38,12 +40,6 @@ def exact_power_of_two(exponent: Tensor, nearest: Callable[[Tensor], Tensor]) ->
     integer = nearest(exponent.detach()).clamp(-40, 60).to(torch.int32)
     power = ((integer + 127) << 23).view(torch.float32)
     return with_gradient_of(exponent * (power * log(2)), power)
-
-
-def _scale_and_slope(step: Tensor, factor: Tensor, rule: PowerOfTwoRule | None) -> tuple[Tensor, Tensor]:
-    size = step.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE)
-    scale = size if rule is None else power_of_two(size, rule)
-    return scale, torch.copysign(factor if rule is None else factor * (scale / size), step)
 
 
 def given_slope(x: Tensor, value: Tensor, slope: Tensor) -> Tensor:

@@ -75,18 +75,33 @@ class WeightQuantizer(Float32State):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
-    def refresh(self, weight: Tensor, smallest: Tensor | None = None, starts: bool = False) -> None:
+    def refresh(
+        self,
+        weight: Tensor,
+        smallest: Tensor | None = None,
+        starts: bool = False,
+        gain: Callable[[], Tensor] | None = None,
+    ) -> None:
         """Takes the scale from `weight`, the deployed one. `smallest`, shape () or (channels,), is the least
-        scale at which the layer's bias fits its integer type. What is learned stays, but for a batch that `starts` it.
+        scale at which the layer's bias fits its integer type. What is learned stays, but for a batch that `starts` it;
+        `gain` gives what folding has multiplied each entry with, and broadcasts to the weight.
         """
         low, high = self.measure(weight)
         scale = self.scale_of(low, high, smallest)
         if isinstance(self.scheme, LearnedScale) and starts:
+            if gain is not None:
+                self.scheme.unit.copy_(self._unit(gain().expand_as(weight)))
             self.scheme.start(low if smallest is None else torch.minimum(low, self.codes_min * scale), high)
             self.scheme.count()
         if self.scheme is not None:
             scale = self.scheme.settled(self._qparams(scale), low, high).scale
         self.scale.copy_(scale)
+
+    def _unit(self, gain: Tensor) -> Tensor:
+        """The mean size of what folding has multiplied the weight, or each channel, with; 1 where that is zero."""
+        sizes = gain.abs().transpose(0, self.axis).flatten(1).mean(1)
+        sizes = sizes if self.scale.dim() else sizes.mean()
+        return torch.where(sizes > 0, sizes, 1.0)
 
     @property
     def follows(self) -> bool:
@@ -250,13 +265,14 @@ def entry_scale(scale: Tensor, gain: Tensor, weight: Tensor, groups: int, codes_
     when it is deployed at `scale`; all of them broadcast.
 
     An input channel that nothing would be left of in any output keeps fine steps of its own, so that its gamma can
-    still learn.
+    still learn; so does an output channel whose gamma is zero.
     """
     codes = (weight * gain).abs() >= scale / 2
     lives = codes.flatten(2).any(2) if weight.dim() > 2 else codes  # (outputs, inputs / groups)
     lives = lives.unflatten(0, (groups, -1)).any(1).repeat_interleave(len(weight) // groups, 0)
     own = weight.abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) / codes_max
-    size = torch.where(lives.reshape(gain.shape), scale / gain.abs(), own)
+    size = scale / gain.abs()
+    size = torch.where(lives.reshape(gain.shape) & torch.isfinite(size), size, own)
     return torch.where(gain < 0, -size, size)
 
 

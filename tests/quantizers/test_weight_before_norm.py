@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.phase import Phase
-from edgeq.quantizers.weight import deployed_ends, raw_scale, row_ends
+from edgeq.quantizers.weight import deployed_ends, entry_scale, raw_scale, row_ends
 from edgeq.spec import Granularity, ScaleKind
 from tests.quantizers.layouts import normal
 from tests.quantizers.weights import quantizer
@@ -63,3 +63,10 @@ def test_extremes_of_rows_and_what_a_negative_factor_makes_of_them():
     assert row_ends(weight, 1).tolist() == [[1.0, -4.0], [2.0, 3.0]]
     low, high = deployed_ends(row_ends(weight, 0), torch.tensor([-2.0, 1.0]))
     assert (low.tolist(), high.tolist()) == ([-2.0, 2.0], [8.0, 3.0])
+
+
+def test_behind_another_norm_an_output_that_gamma_turns_off_keeps_steps_of_its_own():
+    weight, gain = torch.ones(2, 3, 1, 1), torch.tensor([0.0, -2.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
+    scale = entry_scale(torch.full((2, 1, 1, 1), 0.5), gain, weight, 1, 127)
+    assert scale[0].flatten().tolist() == pytest.approx([1 / 127] * 3)
+    assert scale[1].flatten().tolist() == [-0.25] * 3
