@@ -4,6 +4,7 @@ from edgeq.backends import BackendSpec, backend_names, load_backend
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.derive import derive
 from edgeq.errors import CalibrationError, EdgeqError, ExportError, SpecError, TraceError
+from edgeq.exportable import IntegerModule
 from edgeq.fx import convert_fx, prepare_fx, prepare_qat_fx
 from edgeq.graph.passes import rewrite_names
 from edgeq.modules.stubs import DeQuantStub, QuantStub
@@ -12,7 +13,7 @@ from edgeq.qconfig_mapping import QConfigMapping
 from edgeq.recovery import recovery_steps
 from edgeq.spec import QConfig, TensorSpec
 from edgeq.version import __version__
-from edgeq.wrapper import IntegerModule, PTCFxModule, QATFxModule
+from edgeq.wrapper import PTCFxModule, QATFxModule
 
 __all__ = [
     "BackendSpec",

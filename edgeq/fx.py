@@ -15,13 +15,14 @@ from torch import nn
 
 from edgeq.backends import settle
 from edgeq.errors import SpecError
+from edgeq.exportable import IntegerModule
 from edgeq.graph.chosen import Submodules
 from edgeq.graph.convert import convert
 from edgeq.graph.passes import Wanted
 from edgeq.graph.prepared import PreparedModule
 from edgeq.presets import Preset, load_preset
 from edgeq.qconfig_mapping import QConfigMapping
-from edgeq.wrapper import Backend, IntegerModule, PTCFxModule, QATFxModule, QuantizedWrapper
+from edgeq.wrapper import Backend, PTCFxModule, QATFxModule, QuantizedWrapper
 
 T = TypeVar("T", bound=nn.Module)
 

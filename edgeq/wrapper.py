@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from edgeq.backends import BackendSpec, load_backend, settle
 from edgeq.checkpoint import LoadReport, load_weights
 from edgeq.distillation import Distillation, Teacher
 from edgeq.errors import CalibrationError, SpecError
+from edgeq.exportable import ExportingModule, IntegerModule
 from edgeq.graph.arguments import as_call, tried
 from edgeq.graph.chosen import Submodules, chosen
 from edgeq.graph.convert import ConvertedModule, convert
@@ -23,99 +24,16 @@ from edgeq.graph.parts import ConvertedParts, PartedModule, convert_parts, expla
 from edgeq.graph.passes import Wanted
 from edgeq.graph.prepare_parts import prepare_as_possible, prepare_parts, prepare_with_standalone
 from edgeq.graph.prepared import PreparedModule
-from edgeq.graph.whole import as_one, inputs_of_parts
 from edgeq.presets import Preset, load_preset
 from edgeq.quantizers.scheme import Learner
 from edgeq.recovery.recover import RecoveryReport, Step, recover
 from edgeq.schedule import Schedule
 from edgeq.spec import QConfig
-
-if TYPE_CHECKING:
-    from edgeq.onnx.export import ExportResult
-    from edgeq.onnx.verify import Parity
+from edgeq.stability import StabilityOptions
 
 logger = logging.getLogger(__name__)
 
 Backend = str | Path | Mapping[str, Any] | BackendSpec
-
-
-class ExportingModule(nn.Module):
-    """A wrapper around a network that can leave the house."""
-
-    module: nn.Module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
-
-    def integer_network(self) -> ConvertedModule | ConvertedParts:
-        """The network of integers that is exported."""
-        raise NotImplementedError
-
-    def export(
-        self,
-        example_inputs: Any,
-        filename: str | Path = "model.onnx",
-        opset_version: int | None = None,
-        format: str = "qdq",  # noqa: A002 - the word that users of exporters know
-        *,
-        dynamic_batch: bool = False,
-        input_names: Sequence[str] | None = None,
-        output_names: Sequence[str] | None = None,
-        verify: bool = True,
-    ) -> ExportResult:
-        """Writes an ONNX file and compares it with the network in ONNX Runtime, on `example_inputs`: the only
-        argument of the model's forward, a tuple of all of them, or a dict of them by name.
-
-        `format` is "qdq" (float operators between QuantizeLinear and DequantizeLinear, which importers of
-        devices read) or "integer" (QLinearConv, QLinearMatMul, MatMulInteger). `opset_version` is 13 to 21, by
-        default the backend's. Raises ExportError, and leaves no file, when it cannot be written or checked, and
-        CalibrationError when there are no ranges yet.
-        """
-        from edgeq.onnx.export import as_inputs, export
-
-        network = self.integer_network()
-        inputs = as_inputs(example_inputs, network)
-        return export(
-            as_one(network, inputs) if isinstance(network, ConvertedParts) else network,
-            inputs,
-            filename,
-            opset_version,
-            format,
-            dynamic_batch,
-            input_names,
-            output_names,
-            verify,
-        )
-
-    def verify(self, filename: str | Path, inputs: Any, batch: int | None = 64) -> list[Parity]:
-        """Compares a file with the network, integer by integer, in ONNX Runtime: without and with its fusions.
-        `batch` is how many inputs go in at a time; None, all at once, for a file of fixed batch size.
-        """
-        from edgeq.onnx.export import as_inputs
-        from edgeq.onnx.verify import compare
-
-        network = self.integer_network()
-        inputs = as_inputs(inputs, network)
-        return compare(
-            as_one(network, inputs) if isinstance(network, ConvertedParts) else network, filename, inputs, batch
-        )
-
-    def export_parts(self, example_inputs: Any, folder: str | Path, **options: Any) -> dict[str, ExportResult]:
-        """Writes each part of a network whose submodules are quantized as a file of its own, ``<name>.onnx`` in
-        `folder`, compared on what it gets when the whole runs on `example_inputs`. `options` as for `export`.
-
-        Raises SpecError for a network that is one part, and what `export` raises.
-        """
-        from edgeq.onnx.export import as_inputs, export
-
-        network = self.integer_network()
-        if not isinstance(network, ConvertedParts):
-            raise SpecError("The network is quantized as a whole: export() writes it.")
-        inputs = inputs_of_parts(network, as_inputs(example_inputs, network))
-        return {
-            path: export(part, as_inputs(inputs[path], part), Path(folder) / f"{path}.onnx", **options)
-            for path, part in network.parts.items()
-        }
 
 
 class QuantizedWrapper(ExportingModule, Learner):
@@ -325,6 +243,12 @@ class QATFxModule(QuantizedWrapper):
         distillation: how much the network learns from the float model beside what the loop teaches it: the weight of
             that loss, or a dict of its settings (`Distillation`). The loop stays as it is; only one that multiplies
             its loss, with a `torch.amp.GradScaler`, says so to `use_grad_scaler`.
+        freeze_layers: which layers stand still, weights, batch norm and ranges, at the end of the training:
+            "depthwise" ones, or the "unstable" ones, whose weights keep jumping from code to code. Under
+            DistributedDataParallel, say `find_unused_parameters=True`.
+        freeze_epoch: from which epoch on; defaults to total_epochs // 2.
+        dampening: how strongly weights are pulled towards the codes that they round to: a factor of the squared error
+            of rounding, which grows to this from zero during the training (Nagel et al., arXiv 2203.11086).
 
     Raises:
         SpecError, TraceError: as in `PTCFxModule`.
@@ -348,6 +272,9 @@ class QATFxModule(QuantizedWrapper):
         submodules: Submodules | None = None,
         standalone: Submodules | None = None,
         distillation: Distillation | float | Mapping[str, Any] | None = None,
+        freeze_layers: str | None = None,
+        freeze_epoch: int | None = None,
+        dampening: float = 0.0,
     ) -> None:
         if total_epochs is None:
             raise SpecError(
@@ -357,9 +284,13 @@ class QATFxModule(QuantizedWrapper):
             total_epochs, num_batch_norm_update_epochs, num_observer_update_epochs, steps_per_epoch
         )
         options = untraced, rewrites, submodules, standalone
+        stability = StabilityOptions.for_training(total_epochs, freeze_layers, freeze_epoch, dampening)
         settings = None if distillation is None else Distillation.from_data(distillation)
         super().__init__(model, qconfig_type, backend, example_inputs, schedule, bias_calibration_factor, *options)
         self.teacher = None if settings is None else Teacher(model, settings)
+        if stability is not None:
+            for network in self._networks():
+                network.watch(stability, total_epochs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().forward(*args, **kwargs)
@@ -368,32 +299,21 @@ class QATFxModule(QuantizedWrapper):
         return self.teacher.teach(outputs, args, kwargs)
 
     def use_grad_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        """Says that the loop multiplies its loss by the scale of `scaler`, so that what distillation adds to the
-        gradients is multiplied by it too.
+        """Says that the loop multiplies its loss by the scale of `scaler`, so that what distillation and dampening add
+        to the gradients is multiplied by it too.
         """
+        for network in self._networks():
+            if network.quantization.stability is not None:
+                network.quantization.stability.scaler = scaler
         if self.teacher is not None:
             self.teacher.scaler = scaler
+
+    def _networks(self) -> list[PreparedModule]:
+        """What is quantized as one each."""
+        return [module for module in self.module.modules() if isinstance(module, PreparedModule)]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QATFxModule:
         super()._apply(fn, recurse)
         if self.teacher is not None:
             self.teacher.to_where(fn)
-        return self
-
-
-class IntegerModule(ExportingModule):
-    """A converted network: int8 weights, int32 biases, integers from layer to layer. Inputs and outputs are real."""
-
-    module: ConvertedModule | ConvertedParts
-
-    def __init__(self, module: ConvertedModule | ConvertedParts) -> None:
-        super().__init__()
-        self.module = module
-        self.eval()
-
-    def integer_network(self) -> ConvertedModule | ConvertedParts:
-        return self.module
-
-    def convert(self) -> IntegerModule:
-        """Itself: it is converted."""
         return self

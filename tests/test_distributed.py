@@ -30,6 +30,20 @@ def training(rank):
     return model
 
 
+def half_frozen(rank):
+    """Two epochs of DDP, in the second of which some layers stand still."""
+    wrapped = edgeq.QATFxModule(network("separable").train(), total_epochs=2, freeze_layers="depthwise")
+    model = DistributedDataParallel(wrapped, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    halves = []
+    for _ in range(2):
+        model.train()
+        for batch in DATA[rank]:
+            train_step(model, optimizer, batch)
+        halves.append(snapshot(model.eval().module))
+    return halves
+
+
 def ranges_of_training(rank):
     """One epoch of DDP in which each process keeps its own buffers, until the epoch ends."""
     model = DistributedDataParallel(
@@ -60,6 +74,7 @@ def work(rank, folder):
     results = {
         "trained": snapshot(trained.module),
         "ddp": snapshot(trained),
+        "half frozen": half_frozen(rank),
         "ranges": ranges_of_training(rank),
         "calibrated": snapshot(calibrated(DATA[rank])),
         "calibrated in ddp": snapshot(calibrated_in_ddp(rank)),
@@ -119,3 +134,10 @@ def test_a_checkpoint_of_ddp_loads_into_a_wrapper(results):
     wrapped = edgeq.QATFxModule(network("separable", 7), total_epochs=2)
     assert wrapped.load_weights(results[0]["ddp"], strict=True).complete
     assert changed(results[0]["trained"], wrapped) == []
+
+
+def test_layers_stand_still_in_all_processes(results):
+    for first, last in (result["half frozen"] for result in results):
+        moved = {name.split(".")[1] for name in changed(first, last) if name.endswith(".0.weight")}
+        assert moved == {"expand", "project"}
+    assert not changed(*(result["half frozen"][1] for result in results))

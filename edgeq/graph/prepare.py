@@ -25,8 +25,9 @@ from edgeq.graph.operators import Behaviour, behaviour_of, data_inputs
 from edgeq.graph.parameter_arithmetic import name_computed_parameters
 from edgeq.graph.passes import Wanted, measure, rewrite_graph
 from edgeq.graph.places import node_name
-from edgeq.graph.prepared import PreparedModule, Quantization
+from edgeq.graph.prepared import PreparedModule
 from edgeq.graph.program import Program
+from edgeq.graph.quantization import Quantization
 from edgeq.graph.rewrite import (
     drop_unread,
     dropout_modules,

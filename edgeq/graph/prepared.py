@@ -12,6 +12,7 @@ from torch import fx, nn
 from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.program import Program
+from edgeq.graph.quantization import Quantization
 from edgeq.graph.ties import avoid_ties
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.live_scales import together
@@ -24,28 +25,13 @@ from edgeq.recovery.bank import InputBank
 from edgeq.recovery.calibration import Calibration
 from edgeq.schedule import Schedule
 from edgeq.spec import Place, QConfig
+from edgeq.stability import Stability, StabilityOptions
 
 if TYPE_CHECKING:
     from edgeq.graph.passes.changes import Changes
 
 
 logger = logging.getLogger(__name__)
-
-
-class Quantization(nn.Module):
-    """What quantization adds to a network, under the one key `quantization` of its state dict."""
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        tensors: nn.ModuleDict,
-        layers: nn.ModuleDict,
-        dropouts: nn.ModuleDict,
-        norms: nn.ModuleDict,
-    ) -> None:
-        super().__init__()
-        self.schedule, self.tensors, self.layers = schedule, tensors, layers
-        self.dropouts, self.norms = dropouts, norms
 
 
 class PreparedModule(Program, Learner):
@@ -196,6 +182,8 @@ class PreparedModule(Program, Learner):
         if not self.training:
             for tensor in self.quantizers():
                 tensor.read_bounds()
+        if stability := self.quantization.stability:
+            stability.begin(int(self.schedule.epoch) if self.training else None, self.quantized_layers())
         self._lay_out()
         self._counted = int(self.schedule.step)
 
@@ -217,6 +205,11 @@ class PreparedModule(Program, Learner):
         super()._apply(*args, **kwargs)
         self._lay_out()
         return self
+
+    def watch(self, options: StabilityOptions, total_epochs: int) -> None:
+        """Lets layers stand still, or be dampened, as the options say."""
+        self.quantization.stability = Stability(options, self.quantized_layers(), total_epochs)
+        self.apply_mode()
 
     def observe_in_any_mode(self) -> None:
         """Calibrates with all that runs through the network, until it is finished by a conversion."""
@@ -264,7 +257,14 @@ class PreparedModule(Program, Learner):
                     self._take_learned()
                 for group in self._live_scales:
                     group.refresh()
-            return self.run(*args, **kwargs)
+            stability = self.quantization.stability
+            if stability is None or not torch.is_grad_enabled():
+                return self.run(*args, **kwargs)
+            layers = self.quantized_layers()
+            stability.pull(layers)
+            result = self.run(*args, **kwargs)
+            stability.see(layers)
+            return result
         with torch.no_grad():
             return self.run_in_user_layout(*args, **kwargs)
 

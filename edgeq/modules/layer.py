@@ -12,6 +12,7 @@ from torch import Tensor
 from edgeq.arithmetic import bias_range, bias_scale, multiplier, smallest_weight_scale
 from edgeq.errors import TraceError
 from edgeq.modules.computed import computation_of, picklable
+from edgeq.modules.dampening import dampened, rounding_error
 from edgeq.modules.exact import ExactParameters, accumulate, exact_parameters, fingerprint, in_fast_layout
 from edgeq.modules.folding import Folds
 from edgeq.modules.handover import HandsOver, as_codes, as_real, handed_over, nobody_looks
@@ -55,7 +56,8 @@ class QuantizedLayer(HandsOver):
                bit: evaluation and everything else that needs no gradient
 
     `recorder`, when set, sees each output before its activation and quantizer, and may replace it. `live_scale`,
-    when set, is what the weight of the next call before a live batch norm is rounded with.
+    when set, is what the weight of the next call before a live batch norm is rounded with. `dampening` is how strongly
+    the weight is pulled towards its codes while it is trained.
     Buffer: `bias_shift`, shape (channels,), what calibration has added to the deployed bias so far.
     """
 
@@ -66,6 +68,7 @@ class QuantizedLayer(HandsOver):
     weight_quantizer: WeightQuantizer
     phase: Phase
     bias_shift: Tensor
+    dampening: float
     recorder: Callable[[QuantizedLayer, Tensor, Tensor], Tensor] | None
     live_scale: Tensor | None
 
@@ -74,6 +77,7 @@ class QuantizedLayer(HandsOver):
         self.site, self.operation, self.weight_quantizer = site, operation, weight_quantizer
         self.phase = Phase.FLOAT
         self.recorder = self.live_scale = None
+        self.dampening = 0.0
         self.readers = []
         self._cache: dict[str, tuple[Any, Any, Any]] = {}
         self.register_buffer("bias_shift", self.weight.new_zeros(channels))
@@ -172,6 +176,13 @@ class QuantizedLayer(HandsOver):
 
     # ---- the three forms
 
+    @property
+    def latent(self) -> Tensor:
+        """The weight as it is trained: in float, and pulled towards its codes if that is wanted."""
+        if not self.dampening or not torch.is_grad_enabled():
+            return self.weight
+        return dampened(self.weight, rounding_error(self), self.dampening)
+
     def _float(self, x: Tensor) -> Tensor:
         if self.norm_is_live or torch.is_grad_enabled():
             output = self.site.around(self.operation, x, self.weight, self.bias)
@@ -188,7 +199,7 @@ class QuantizedLayer(HandsOver):
         """The simulated output before the activation and the output's quantizer."""
         if self.norm_is_live:
             return self.site.strategy.simulate(self, x)
-        weight, bias = self.folded(self.weight, self.bias)
+        weight, bias = self.folded(self.latent, self.bias)
         if self.weight_quantizer.follows:
             self.refresh(weight, bias, starts=True)
         weight = self.weight_quantizer(weight)
@@ -201,7 +212,7 @@ class QuantizedLayer(HandsOver):
 
     def simulated_beside_norm(self, x: Tensor) -> Tensor:
         """The same next to a norm that uses the statistics of the batch."""
-        weight = self.weight_quantizer.transform(self.weight)
+        weight = self.weight_quantizer.transform(self.latent)
         raw = self._raw_weight(weight)
         bias = self.site.bias_beside(self.operation, weight, raw, self.bias)
         return self.site.around(self.operation, x, raw, bias)

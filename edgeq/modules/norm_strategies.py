@@ -146,7 +146,7 @@ def _gain(layer: QuantizedLayer, var: Tensor) -> Tensor:
 def _quantized(layer: QuantizedLayer, factor: Tensor) -> Tensor:
     """The weight with a norm folded in that multiplies with `factor`, shape (channels,), as its codes keep it."""
     quantizer = layer.weight_quantizer
-    weight = quantizer.transform(layer.weight)
+    weight = quantizer.transform(layer.latent)
     gain = layer.operation.per_output(factor * layer.site.factor, weight)
     folded = weight * gain
     if quantizer.follows:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeq.exportable import ExportingModule
 from edgeq.onnx.export import ExportResult
-from edgeq.wrapper import ExportingModule
 from recipes.detection.average_precision import Detections
 from recipes.detection.coco import Target
 from recipes.detection.errors import OptionError
