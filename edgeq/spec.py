@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeq import strict
 from edgeq.arithmetic import PowerOfTwoRule, Rounding, Sign, code_range
-from edgeq.errors import SpecError
+from edgeq.errors import SpecError, suggestion
 from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.observers.registry import OBSERVERS
 from edgeq.quantizers.registry import QUANTIZERS
@@ -71,6 +71,9 @@ class Method:
             low, high = getattr(registry[self.name], "bounds", {}).get(key, (value, value))
             if not low <= value <= high:
                 raise SpecError(f"{where}.{key} must lie in {low}..{high}, got {value!r}.")
+            choices = getattr(registry[self.name], "choices", {}).get(key, (value,))
+            if value not in choices:
+                raise SpecError(f"{where}.{key} is {value!r}. {suggestion(value, choices)}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class TensorSpec:
         self.observer.check(OBSERVERS, "observer")
         self.training_observer.check(OBSERVERS, "training_observer")
         self.quantizer.check(QUANTIZERS, "quantizer")
+        for method in (self.observer, self.training_observer):
+            OBSERVERS[method.name].check(self)
         QUANTIZERS[self.quantizer.name].check(self)
         if self.reduce_range and self.bits == 2:
             raise SpecError("bits is 2, of which reduce_range leaves one: too few to quantize anything.")

@@ -28,6 +28,7 @@ class Observer(Float32State):
 
     for_weights = False  # whether `measure` does for a weight, also one channel at a time, what the options say
     bounds: ClassVar[dict[str, tuple[float, float]]] = {}  # least and greatest value of options that are numbers
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # the values of options that are names
     batches: Tensor
     low: Tensor
     high: Tensor
@@ -39,6 +40,10 @@ class Observer(Float32State):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("low", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("high", torch.zeros(shape, dtype=torch.float32))
+
+    @classmethod
+    def check(cls, spec: TensorSpec) -> None:
+        """Raises SpecError for a spec whose ranges are not to be found this way."""
 
     @torch.no_grad()
     def observe(self, x: Tensor, floor: float | None = None, ceiling: float | None = None) -> None:

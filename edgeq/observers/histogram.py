@@ -19,6 +19,36 @@ HALF = BINS // 2
 SMALLEST_EXPONENT = -120  # of the width of an empty histogram's bins
 
 
+def exponent_for(low: Tensor, high: Tensor) -> Tensor:
+    """The exponent, int32, of the narrowest bins in which the extremes `low` and `high` have a place."""
+    reach = torch.nan_to_num(torch.maximum(-low, high).max(), posinf=1e30).clamp(1e-30, 1e30)
+    _, needed = torch.frexp(reach / HALF)  # reach < HALF * 2**needed, strictly
+    return needed.to(torch.int32)
+
+
+def counted(x: Tensor, exponent: Tensor, floor: float | None, ceiling: float | None) -> Tensor:
+    """How many values of a sample of `x`, within the bounds, lie in each of the bins of width 2**exponent; float32."""
+    values = bounded(sample(x).to(torch.float32), floor, ceiling)
+    width = torch.ldexp(torch.ones((), dtype=torch.float32, device=values.device), exponent)
+    index = torch.floor(torch.nan_to_num(values) / width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
+    counts = torch.zeros(BINS, dtype=torch.float32, device=values.device)
+    return counts.scatter_add_(0, index, torch.ones_like(values))
+
+
+def edges_of(exponent: Tensor) -> Tensor:
+    """The BINS + 1 edges of the bins of width 2**exponent, float64."""
+    width = torch.ldexp(torch.ones((), dtype=torch.float64, device=exponent.device), exponent)
+    return torch.arange(-HALF, HALF + 1, device=exponent.device) * width
+
+
+def histogram_of(
+    x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None
+) -> tuple[Tensor, Tensor]:
+    """Edges and counts, float64, of one batch whose extremes within the bounds are `low` and `high`."""
+    exponent = exponent_for(low, high)
+    return edges_of(exponent), counted(x, exponent, floor, ceiling).to(torch.float64)
+
+
 class HistogramObserver(Observer):
     """Counts a sample of each batch in bins of width 2**exponent that lie around zero.
 
@@ -55,14 +85,9 @@ class HistogramObserver(Observer):
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, floor: float | None, ceiling: float | None) -> None:
         super().update(x, low, high, floor, ceiling)
-        values = bounded(sample(x).to(torch.float32), floor, ceiling)
-        reach = torch.nan_to_num(torch.maximum(-low, high).max(), posinf=1e30).clamp(1e-30, 1e30)
-        _, needed = torch.frexp(reach / HALF)  # reach < HALF * 2**needed, strictly
-        growth = (needed.to(torch.int32) - self.exponent).clamp(min=0)
+        growth = (exponent_for(low, high) - self.exponent).clamp(min=0)
         self._widen(growth)
-        width = torch.ldexp(torch.ones_like(reach), self.exponent)
-        index = torch.floor(torch.nan_to_num(values) / width).clamp(-HALF, HALF - 1).to(torch.int64) + HALF
-        self.counts.add_(torch.zeros_like(self.counts).scatter_add_(0, index, torch.ones_like(values)))
+        self.counts.add_(counted(x, self.exponent, floor, ceiling))
 
     def _widen(self, growth: Tensor) -> None:
         """Merges 2**growth neighbours into one bin each; a growth of 0 leaves all in place."""
@@ -73,8 +98,7 @@ class HistogramObserver(Observer):
 
     def edges(self) -> Tensor:
         """The BINS + 1 edges of the bins, float64."""
-        width = torch.ldexp(torch.ones((), dtype=torch.float64, device=self.counts.device), self.exponent)
-        return torch.arange(-HALF, HALF + 1, device=self.counts.device) * width
+        return edges_of(self.exponent)
 
     def merge_processes(self) -> None:
         self.bins()

@@ -1,6 +1,10 @@
 """Known distributions to observe."""
 
+import dataclasses
+
 import torch
+
+from edgeq.spec import TensorSpec
 
 
 def normal(*shape, seed=0):
@@ -22,3 +26,8 @@ DISTRIBUTIONS = {
     "with outliers": lambda n: torch.cat([normal(n - 2), torch.tensor([-30.0, 50.0])]),
     "few values": lambda n: (2 * normal(n)).round(),
 }
+
+
+def spec_for(name, spec=TensorSpec()):  # noqa: B008
+    """`spec` as the observer takes it."""
+    return dataclasses.replace(spec, scale="power_of_two") if name == "power_of_two_search" else spec

@@ -13,10 +13,12 @@ from edgeq.phase import Phase
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.spec import Method, TensorSpec
 from tests.networks import batches, network
+from tests.observers.data import spec_for
 
 NAMES = list(OBSERVERS)
 every = pytest.mark.parametrize("name", NAMES)
 SPECS = [TensorSpec(), TensorSpec(symmetric=True), TensorSpec(bits=4, scale="power_of_two")]
+ONE_HISTOGRAM = ("moving_squared_error", "power_of_two_search")  # a batch: channels are for `measure` alone
 
 
 def normal(*shape, seed=0):
@@ -24,7 +26,7 @@ def normal(*shape, seed=0):
 
 
 def shown(name, *data, spec=None):
-    observer = OBSERVERS[name](spec or TensorSpec())
+    observer = OBSERVERS[name](spec_for(name, spec or TensorSpec()))
     for x in data:
         observer.observe(x)
     return observer
@@ -36,12 +38,13 @@ def same(one, other):
 
 
 def test_the_observers_are_these():
-    assert NAMES == ["deviations", "mean_magnitude", "minmax", "moving_average", "percentile", "squared_error"]
+    searches = {"entropy", "moving_squared_error", "power_of_two_search", "squared_error"}
+    assert set(NAMES) == searches | {"deviations", "mean_magnitude", "minmax", "moving_average", "percentile"}
 
 
 @every
 def test_state_is_finite_buffers_of_fixed_shape_and_type(name):
-    observer = OBSERVERS[name](TensorSpec())
+    observer = OBSERVERS[name](spec_for(name))
     assert not list(observer.parameters())
     layout = {key: (value.shape, value.dtype) for key, value in observer.state_dict().items()}
     assert {"batches", "low", "high"} <= set(layout)
@@ -81,7 +84,7 @@ def test_torchs_default_type_changes_nothing(name):
 @every
 def test_a_copy_and_a_restored_state_go_on_alike(name):
     observer = shown(name, normal(500), 3 * normal(500, seed=1))
-    restored = OBSERVERS[name](TensorSpec())
+    restored = OBSERVERS[name](spec_for(name))
     restored.load_state_dict(observer.state_dict())
     copied = copy.deepcopy(observer)
     before = copy.deepcopy(observer)
@@ -95,14 +98,14 @@ def test_a_copy_and_a_restored_state_go_on_alike(name):
 
 @every
 def test_an_empty_batch_does_not_count(name):
-    assert same(shown(name, torch.zeros(0, 3, 4)), OBSERVERS[name](TensorSpec()))
+    assert same(shown(name, torch.zeros(0, 3, 4)), OBSERVERS[name](spec_for(name)))
     x = normal(100)
     assert same(shown(name, x, torch.zeros(0), x), shown(name, x, x))
 
 
 @every
 def test_nothing_seen_is_a_range_of_zeros(name):
-    assert torch.stack(OBSERVERS[name](TensorSpec()).range()).tolist() == [0.0, 0.0]
+    assert torch.stack(OBSERVERS[name](spec_for(name)).range()).tolist() == [0.0, 0.0]
 
 
 @every
@@ -133,7 +136,7 @@ def test_the_range_lies_within_the_extremes_and_scales_with_the_data(name, spec)
 @pytest.mark.parametrize("bounds", [(0.0, None), (0.0, 1.0), (-0.5, 0.5), (None, 1.0)])
 @every
 def test_bounds_of_an_activation_do_what_clamping_first_does(name, bounds):
-    observer = OBSERVERS[name](TensorSpec())
+    observer = OBSERVERS[name](spec_for(name))
     for seed in range(3):
         observer.observe(normal(1000, seed=seed), *bounds)
     assert same(observer, shown(name, *(normal(1000, seed=seed).clamp(*bounds) for seed in range(3))))
@@ -169,7 +172,7 @@ def test_tiny_and_huge_values_have_a_finite_range(name, size):
 @pytest.mark.parametrize("phase", [Phase.FLOAT, Phase.QUANTIZE])
 @every
 def test_in_evaluation_nothing_changes(name, phase):
-    quantizer = TensorQuantizer("x", TensorSpec(), Method(name))
+    quantizer = TensorQuantizer("x", spec_for(name), Method(name))
     quantizer.phase = Phase.OBSERVE
     quantizer(normal(100))
     quantizer.finish()
@@ -181,14 +184,15 @@ def test_in_evaluation_nothing_changes(name, phase):
 @pytest.mark.parametrize("name", [name for name in NAMES if OBSERVERS[name].for_weights])
 def test_a_weight_is_measured_one_channel_at_a_time_whatever_was_seen_before(name):
     weight = normal(3, 4, 50) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
-    spec = TensorSpec(sign="signed", symmetric=True, bits=4)
+    spec = spec_for(name, TensorSpec(sign="signed", symmetric=True, bits=4))
     observer = OBSERVERS[name](spec, 3, 0)
     for _ in range(2):
         low, high = observer.measure(weight)
         for channel in range(3):
             alone = OBSERVERS[name](spec).measure(weight[channel])
             assert torch.stack([low[channel], high[channel]]).tolist() == pytest.approx(torch.stack(alone).tolist())
-        observer.observe(100 * weight)
+        if name not in ONE_HISTOGRAM:
+            observer.observe(100 * weight)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,10 @@ def test_a_weight_is_measured_one_channel_at_a_time_whatever_was_seen_before(nam
         ("moving_average", "percentile", 60.0),
         ("moving_average", "momentum", 1.5),
         ("squared_error", "candidates", 1),
+        ("squared_error", "power", 0.9),
+        ("moving_squared_error", "power", 7.0),
+        ("moving_squared_error", "momentum", 1.5),
+        ("entropy", "candidates", 300),
     ],
 )
 def test_an_option_out_of_its_bounds_is_refused(name, option, value):
@@ -244,8 +252,24 @@ def test_no_name_is_registered_twice():
 
 
 @every
+def test_a_pass_reads_no_value(name):
+    """A tensor on the meta device has none to read."""
+    observer = OBSERVERS[name](spec_for(name)).to("meta")
+    for _ in range(2):
+        observer.observe(torch.empty(8, 3, 16, 16, device="meta"), 0.0, 6.0)
+    assert {buffer.device.type for buffer in observer.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("moving", "power", "mean", "dev", "min"))])
+def test_observers_for_training_find_their_range_without_reading_a_value_either(name):
+    observer = OBSERVERS[name](spec_for(name)).to("meta")
+    observer.observe(torch.empty(8, 3, 16, 16, device="meta"))
+    assert [end.shape for end in observer.range()] == [(), ()]
+
+
+@every
 def test_a_reset_observer_is_as_good_as_new(name):
-    used, new = (OBSERVERS[name](TensorSpec()) for _ in range(2))
+    used, new = (OBSERVERS[name](spec_for(name)) for _ in range(2))
     buffers = dict(used.named_buffers())
     used.observe(normal(64, seed=1) * 1e4)
     used.reset()

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from edgeq.observers.registry import OBSERVERS
+from edgeq.qparams import qparams_of_range
 from edgeq.spec import TensorSpec
-from tests.observers.data import normal
+from tests.observers.data import normal, spec_for
 
 SHARDS = [normal(1000, seed=0), 3 * normal(800, seed=1) + 1, 0.1 * normal(500, seed=2)]
 
@@ -45,7 +46,7 @@ def merged(monkeypatch):
 
 
 def shown(name, *batches, **options):
-    observer = OBSERVERS[name](TensorSpec(), **options)
+    observer = OBSERVERS[name](spec_for(name), **options)
     for x in batches:
         observer.observe(x)
     return observer
@@ -76,7 +77,7 @@ def test_a_moving_average_is_the_mean_of_the_processes(merged):
     assert torch.allclose(ends(merged(*separate)[1]), expected)
 
 
-@pytest.mark.parametrize("name", ["percentile", "squared_error"])
+@pytest.mark.parametrize("name", ["percentile", "squared_error", "entropy"])
 def test_histograms_of_different_widths_merge_to_the_histogram_of_all(merged, name):
     observers = merged(*(shown(name, x) for x in SHARDS))
     whole = shown(name, *SHARDS)
@@ -115,3 +116,16 @@ def test_channels_merge_one_by_one(merged):
     observers[0].observe(torch.tensor([[-1.0, 1.0], [0.0, 5.0]]))
     observers[1].observe(torch.tensor([[0.0, 2.0], [-3.0, 1.0]]))
     assert ends(merged(*observers)[0]).tolist() == [[-1.0, -3.0], [2.0, 5.0]]
+
+
+@pytest.mark.parametrize(("over", "exponent"), [("mode", -3), ("median", -3), ("mean", -1), ("maximum", 4)])
+def test_votes_of_all_processes_count_alike_once_or_more_often(merged, over, exponent):
+    votes = [(-3, -3, 4), (-3,), (0,)]  # on average -1
+    spec = TensorSpec(bits=4, symmetric=True, scale="power_of_two")
+    observers = [OBSERVERS["power_of_two_search"](spec, over=over) for _ in votes]
+    for observer, exponents in zip(observers, votes, strict=True):
+        for vote in exponents:
+            observer.observe(torch.linspace(-8, 7.4, 501) * 2.0**vote)
+    for _ in range(3):
+        for observer in merged(*observers):
+            assert qparams_of_range(spec, *observer.range()).scale == 2.0**exponent
