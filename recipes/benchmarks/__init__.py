@@ -3,12 +3,13 @@
     python -m recipes.benchmarks                       all of it
     python -m recipes.benchmarks speed --networks resnet18 --size 224
     python -m recipes.benchmarks accuracy --network nets.py:MyNet --weights my.pt --images photos
+    python -m recipes.benchmarks recovery --network nets.py:MyNet --weights my.pt --images photos
 
 Times are ratios to the float network, measured in one process in which float, edgeq and torch.ao take turns, and
 the median of the rounds counts: so a busy machine slows all alike. Absolute times mean little.
 
 Files, in the order in which to read them: `bars` what edgeq promises, `tasks` what is measured, `timing` and
-`speed`, `memory`, `subjects` and `accuracy`, `report` what is printed. `torch_ao` is the peer.
+`speed`, `memory`, `subjects`, `accuracy` and `recovery`, `report` what is printed. `torch_ao` is the peer.
 """
 
 import os

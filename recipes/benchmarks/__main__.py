@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 import edgeq
 from recipes import benchmarks
-from recipes.benchmarks import accuracy, memory, networks, report, speed, subjects
+from recipes.benchmarks import accuracy, memory, networks, recovery, report, speed, subjects
 from recipes.benchmarks.machine import environment
 from recipes.benchmarks.report import Section
 from recipes.benchmarks.tasks import Subject
@@ -19,6 +19,7 @@ from recipes.benchmarks.torch_ao import find_torch_ao
 from recipes.data import DEVIATION, MEAN
 
 AREAS = ("speed", "memory", "accuracy")
+OF_TRAINED = ("accuracy", "recovery")  # which need no torchvision
 CALIBRATION_IMAGES = 256
 
 
@@ -30,17 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     timed, notes = torchvision_subjects(options) if {"speed", "memory"} & set(areas) else ([], [])
     sections: list[Section] = []
     for area in areas:
-        if area == "speed":
-            section = speed.measure(timed, options.rounds or (3 if options.quick else 7), notes)
-        elif area == "memory":
-            section = memory.measure(timed, notes)
-        else:
-            presets = [name for name in edgeq.preset_names() if not edgeq.load_preset(name).learns]
-            section = accuracy.measure(trained_subject(options), presets, options.backend)
-        print(section, flush=True)
-        sections.append(section)
+        for section in measured(area, options, timed, notes):
+            print(section, flush=True)
+            sections.append(section)
     report.write(Path(options.output), environment(), sections)
     return 0
+
+
+def measured(area: str, options: argparse.Namespace, timed: list[Subject], notes: list[str]) -> Iterator[Section]:
+    """The tables of one area, as they are there."""
+    if area == "speed":
+        yield speed.measure(timed, options.rounds or (3 if options.quick else 7), notes)
+    elif area == "memory":
+        yield memory.measure(timed, notes)
+    elif area == "accuracy":
+        presets = [name for name in edgeq.preset_names() if not edgeq.load_preset(name).learns]
+        yield accuracy.measure(trained_subject(options), presets, options.backend)
+    else:
+        wanted = {name: steps for name, steps in recovery.methods().items() if name in options.methods}
+        yield from recovery.measure(trained_subject(options), options.settings, wanted, options.backend, options.seed)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +57,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description = (benchmarks.__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m recipes.benchmarks", description=description)
     add = parser.add_argument
-    add("area", nargs="?", default="all", choices=[*AREAS, "all"], help="what to measure (default: %(default)s)")
+    add(
+        "area",
+        nargs="?",
+        default="all",
+        choices=[*AREAS, "recovery", "all"],
+        help="what to measure; all is without recovery",
+    )
     add("--quick", action="store_true", help="fewer rounds, calibration images and epochs: figures are rough")
     add("--threads", type=int, default=1, help="of PyTorch; with 1, CPU time is measured (default: %(default)s)")
     add("--backend", default="qnnpack", help="what edgeq quantizes for (default: %(default)s)")
@@ -63,7 +78,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, help="how often each task is timed (default: 7, with --quick 3)")
     add("--preset", default="DEFAULT", help="how edgeq quantizes (default: %(default)s)")
 
-    group = parser.add_argument_group("accuracy", "without these, a small network trained on handwritten digits")
+    group = parser.add_argument_group(
+        "accuracy and recovery", "without these, a small network trained on handwritten digits"
+    )
     add = group.add_argument
     add("--network", metavar="FILE.py:CLASS", help="a network, built without arguments")
     add("--weights", help="its state dict")
@@ -73,11 +90,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", type=int, metavar="SIZE", help="resize and crop to this; without it images are taken as they are")
     add("--test-images", type=int, metavar="N", help="only the first N (default: all)")
 
+    group = parser.add_argument_group("recovery", "of the same network, which takes minutes for each setting")
+    add = group.add_argument
+    add("--settings", nargs="+", default=list(recovery.SETTINGS), choices=list(recovery.SETTINGS), help="of bits")
+    add("--methods", nargs="+", default=list(recovery.methods()), choices=list(recovery.methods()), help="to compare")
+    add("--seed", type=int, default=0, help="of what is random in a recovery")
+
     options = parser.parse_args(arguments)
     given = [options.network, options.weights, options.images]
     if any(given) and not all(given):
         parser.error("--network, --weights and --images go together")
-    if options.area != "accuracy":  # which needs no torchvision
+    if options.area not in OF_TRAINED:
         unknown = sorted(set(options.networks) - set(networks.network_names()))
         if unknown:
             parser.error(f"torchvision.models has no {', '.join(unknown)}")

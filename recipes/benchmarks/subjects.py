@@ -17,17 +17,25 @@ from recipes.networks import load_class
 from recipes.torchvision_import import import_torchvision
 from recipes.training import train
 
-CALIBRATION_IMAGES, BATCH = 256, 64  # of the protocol
+CALIBRATION_IMAGES, RECOVERY_IMAGES, BATCH = 256, 1024, 64  # of the protocol
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A float network in eval mode, batches of images to calibrate it on, and (images, labels) to judge it by."""
+    """A float network in eval mode, batches of images to calibrate it on, (images, labels) to judge it by, and batches
+    of images to recover it from, which `samples` gives.
+    """
 
     name: str
     model: nn.Module
     calibration: list[Tensor]
     test: DataLoader
+    recovery: list[Tensor] | None = None
+
+    @property
+    def samples(self) -> list[Tensor]:
+        """What a recovery sees; what calibrates does where there is nothing else."""
+        return self.calibration if self.recovery is None else self.recovery
 
 
 def handwritten_digits(epochs: int = 10) -> Trained:
@@ -36,7 +44,8 @@ def handwritten_digits(epochs: int = 10) -> Trained:
     torch.manual_seed(0)
     model = DigitsNetwork(images.classes)
     train(model, images.train, epochs, 0.1, "float training")
-    return Trained("a small network on handwritten digits", model, first_images(images.train.dataset), images.test)
+    title, dataset = "a small network on handwritten digits", images.train.dataset
+    return Trained(title, model, first_images(dataset), images.test, first_images(dataset, RECOVERY_IMAGES))
 
 
 def from_files(
@@ -63,7 +72,8 @@ def from_files(
     training, test = (by_name(folder, mean, deviation, crop) for folder in (root / "train", test_folder))
     chosen = Subset(test, range(min(len(test), test_images or len(test))))
     name = f"{network.partition(':')[2]} on {len(chosen)} images of {root.name}"
-    return Trained(name, model.eval(), first_images(training), DataLoader(chosen, BATCH))
+    recovery = first_images(training, RECOVERY_IMAGES)
+    return Trained(name, model.eval(), first_images(training), DataLoader(chosen, BATCH), recovery)
 
 
 def by_name(folder: Path, mean: tuple[float, ...], deviation: tuple[float, ...], crop: int | None) -> Subset:
@@ -80,7 +90,7 @@ def by_name(folder: Path, mean: tuple[float, ...], deviation: tuple[float, ...],
     return Subset(dataset, sorted(range(len(stems)), key=stems.__getitem__))
 
 
-def first_images(dataset: Dataset[Any]) -> list[Tensor]:
-    """The protocol's calibration: the first images in batches."""
-    size = min(CALIBRATION_IMAGES, len(dataset))  # type: ignore[arg-type]
+def first_images(dataset: Dataset[Any], count: int = CALIBRATION_IMAGES) -> list[Tensor]:
+    """The protocol's choice: the first images in batches."""
+    size = min(count, len(dataset))  # type: ignore[arg-type]
     return [images for images, _ in DataLoader(Subset(dataset, range(size)), BATCH)]
