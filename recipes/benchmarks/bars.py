@@ -39,8 +39,10 @@ PREPARE_CALIBRATION = Bar(0.50, unit=" of torch.ao")
 
 def accuracy_bars(qconfig: QConfig) -> dict[str, Bar]:
     """The bars of a preset, by the column of the table. They were set on CIFAR-10's ResNet-20, without training;
-    on another network they are a yardstick.
+    on another network they are a yardstick. Two bits promise nothing without a recovery.
     """
+    if qconfig.activation.bits < 8:
+        return {"change": Bar(-4.0, False)} if qconfig.weight.bits >= 4 else {}
     if qconfig.weight.bits < 8:
         return {"change": Bar(-1.0, False)}
     if qconfig.activation.scale is ScaleKind.POWER_OF_TWO:

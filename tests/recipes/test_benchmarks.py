@@ -25,6 +25,8 @@ def test_a_bar_is_met_at_its_limit_and_missed_beyond_it_on_either_side():
         ("WC8_AT8", {"agreement %": 99.0, "SQNR dB": 31.0}),
         ("WT8SYMP2_AT8SYMP2", {"agreement %": 97.5, "SQNR dB": 25.0}),
         ("WC4_AT8", {"change": -1.0}),
+        ("WC4_AT4", {"change": -4.0}),
+        ("WC2_AT4", {}),
     ],
 )
 def test_a_presets_bars_follow_from_its_bits_and_scales(preset, limits):
