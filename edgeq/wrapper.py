@@ -26,7 +26,7 @@ from edgeq.graph.prepare_parts import prepare_as_possible, prepare_parts, prepar
 from edgeq.graph.prepared import PreparedModule
 from edgeq.presets import Preset, load_preset
 from edgeq.quantizers.scheme import Learner
-from edgeq.recovery.recover import RecoveryReport, Step, recover
+from edgeq.recovery.recover import QUICK, RecoveryReport, Step, recover
 from edgeq.schedule import Schedule
 from edgeq.spec import QConfig
 from edgeq.stability import StabilityOptions
@@ -136,7 +136,7 @@ class QuantizedWrapper(ExportingModule, Learner):
     def recover(
         self,
         loader: Iterable[Any],
-        steps: Sequence[Step],
+        steps: Sequence[Step] = QUICK,
         *,
         seed: int = 0,
         samples: int = 1024,
@@ -144,7 +144,8 @@ class QuantizedWrapper(ExportingModule, Learner):
     ) -> RecoveryReport:
         """Wins back accuracy that a calibration or training has lost, without labels: runs `steps`, names of
         `edgeq.recovery_steps()` or pairs of a name and its options, in order, each on at most so many `samples` of
-        `loader`. A step that does not bring the outputs nearer to the float network's, on samples held out, is undone.
+        `loader`; by default those that take seconds. A step that does not bring the outputs nearer to the float
+        network's, on samples held out, is undone.
 
         With `checkpoint`, a path, an interrupted call goes on where it was. Raises what `recover` of `edgeq.recovery`
         raises, and SpecError for a network that is quantized in parts.

@@ -28,6 +28,15 @@ logger = logging.getLogger(__name__)
 
 Step = str | tuple[str, dict[str, Any]] | Method
 
+# What needs no learning, and so seconds: ranges first, then the codes within them, then the mean errors that are left.
+QUICK: tuple[Step, ...] = (
+    "equalization",
+    "outlier_suppression",
+    "weight_clipping",
+    "compensated_rounding",
+    "bias_calibration",
+)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -67,7 +76,7 @@ class RecoveryReport:
 def recover(
     network: PreparedModule,
     loader: Iterable[Any],
-    steps: Sequence[Step],
+    steps: Sequence[Step] = QUICK,
     seed: int = 0,
     samples: int = 1024,
     checkpoint: str | Path | None = None,

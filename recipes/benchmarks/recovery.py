@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import edgeq
+from edgeq.recovery.recover import QUICK, Step
 from recipes.benchmarks.accuracy import run, signal_to_noise
 from recipes.benchmarks.bars import Bar
 from recipes.benchmarks.report import Cell, Section
@@ -48,21 +49,20 @@ SETTINGS = {
     "W2A4": Setting("2-bit weights, 4-bit activations", {"inherits": "WC2_AT4", "recovery": []}, {}),
 }
 PLAIN = "extremes"  # the method without any: ranges from the extremes, codes by rounding, biases as they are
-NO_STEPS: dict[str, list[str]] = {PLAIN: [], "calibrated": []}
-# One after the other: what needs no learning first, then the codes, then what is left of the mean errors.
+NO_STEPS: dict[str, list[Step]] = {PLAIN: [], "calibrated": []}
 IN_ORDER = {
-    "in order, seconds": ["equalization", "outlier_suppression", "weight_clipping", "compensated_rounding"],
-    "in order, minutes": ["equalization", "outlier_suppression", "qdrop", "bias_correction"],
+    "in order, seconds": list(QUICK),  # what recover() runs when nothing is said
+    "in order, minutes": [*QUICK[:-1], "qdrop", *QUICK[-1:]],
 }
 
 
-def methods() -> dict[str, list[str]]:
+def methods() -> dict[str, list[Step]]:
     """All rows of a table: their names, and the steps that they run."""
     return {**NO_STEPS, **{step: [step] for step in edgeq.recovery_steps()}, **IN_ORDER}
 
 
 def measure(
-    subject: Trained, settings: Sequence[str], wanted: Mapping[str, list[str]], backend: str, seed: int = 0
+    subject: Trained, settings: Sequence[str], wanted: Mapping[str, list[Step]], backend: str, seed: int = 0
 ) -> Iterator[Section]:
     """A table for each setting, a row for each method of it."""
     for key in settings:
@@ -80,7 +80,7 @@ def measure(
 
 
 def recovered(
-    subject: Trained, setting: Setting, method: str, steps: list[str], backend: str, seed: int
+    subject: Trained, setting: Setting, method: str, steps: list[Step], backend: str, seed: int
 ) -> tuple[nn.Module, dict[str, Cell]]:
     """A network that was calibrated, and recovered by `steps`; which of them were kept, and how long they took."""
     is_plain = method == PLAIN

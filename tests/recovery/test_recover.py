@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 import edgeq
 from edgeq.errors import CalibrationError, SpecError
+from edgeq.recovery.recover import QUICK
 from edgeq.recovery.registry import RECOVERY_STEPS
 from tests.networks import batches, network
 
@@ -216,3 +217,10 @@ def test_all_leaves_of_the_outputs_count():
         torch.cat([leaf.flatten() for leaf in pytree.tree_leaves(m(data[7]))]) for m in (Two().eval(), model)
     )
     assert decibels(expected, found) == pytest.approx(max(step.before, step.after), abs=1e-3)
+
+
+def test_when_nothing_is_said_the_steps_that_take_seconds_run_in_order():
+    model = calibrated({"inherits": "DEFAULT", "weight": {"bits": 4}})
+    before = model.recover(batches(8, seed=1)).steps
+    assert tuple(step.name for step in before) == QUICK
+    assert before[-1].after >= before[0].before + 1.0
