@@ -108,7 +108,7 @@ class _WithLoss(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, distillation: Distillation, scale: float) -> Tensor:
         ctx.save_for_backward(student, teacher)
         ctx.distillation, ctx.scale = distillation, scale
-        return student.view_as(student)
+        return student.clone()  # a view could not be written into, as a loop may do with what a network returns
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

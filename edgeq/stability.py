@@ -19,6 +19,7 @@ from edgeq.registry import Registry
 
 if TYPE_CHECKING:
     from edgeq.modules.layer import QuantizedLayer
+    from edgeq.schedule import Schedule
 
 MOMENTUM = 0.1  # of the average of how many rounding errors change their sign in a step
 SHARE = 0.85  # of the layers, the least unstable ones, never stand still
@@ -66,9 +67,10 @@ class StabilityOptions:
 class Stability(nn.Module):
     """Watches the layers of a network while it is trained.
 
-    Buffers, so that a training resumes: `frozen`, bool, shape (layers,), which layers stand still, for ever; `unrest`,
-    float32, shape (layers,), how many of a layer's rounding errors change their sign in a step, on average; and one a
-    layer, int8, of the shape of its weight, the signs of the step before. Only "unstable" needs the last two.
+    Buffers, so that a training resumes: `frozen`, int64, since averages are taken of buffers, shape (layers,), which
+    layers stand still, for ever; `unrest`, float32, shape (layers,), how many of a layer's rounding errors change
+    their sign in a step, on average; and one a layer, int8, of the shape of its weight, the signs of the step before.
+    Only "unstable" needs the last two.
     """
 
     frozen: Tensor
@@ -77,7 +79,7 @@ class Stability(nn.Module):
     def __init__(self, options: StabilityOptions, layers: list[QuantizedLayer], total_epochs: int) -> None:
         super().__init__()
         self.options, self.total_epochs = options, total_epochs
-        self.register_buffer("frozen", torch.zeros(len(layers), dtype=torch.bool))
+        self.register_buffer("frozen", torch.zeros(len(layers), dtype=torch.int64))
         self.still = [False] * len(layers)
         self.strength = 0.0
         self.scaler: torch.amp.GradScaler | None = None  # by which the user's loss is multiplied
@@ -109,26 +111,27 @@ class Stability(nn.Module):
             layer.dampening = 0.0 if frozen else strength
 
     @torch.no_grad()
-    def begin(self, epoch: int | None, layers: list[QuantizedLayer]) -> None:
-        """Called at each change of mode, with the epoch of the training, which may just begin, or None: freezes what is
-        to be frozen.
+    def begin(self, schedule: Schedule | None, layers: list[QuantizedLayer], has_ranges: bool) -> None:
+        """Called at each change of mode, with the schedule of a training, else None: freezes what is to be frozen. What
+        that is is decided where an epoch begins, and not where one is resumed. Ranges stand still once `has_ranges`.
         """
         for layer in layers:
             layer.dampening = 0.0
-        if epoch is None:
+        if schedule is None:
             return
-        if self.options.freeze is not None and epoch >= self.options.start and not bool(self.frozen.any()):
+        epoch, begins = int(schedule.epoch), bool(schedule.step == 0)
+        if self.options.freeze is not None and begins and epoch >= self.options.start and not bool(self.frozen.any()):
             self.frozen.copy_(torch.tensor(FREEZES[self.options.freeze](self, layers)))
-        self.still = self.frozen.tolist()
+        self.still = self.frozen.to(torch.bool).tolist()
         for layer in itertools.compress(layers, self.still):
-            hold(layer)
+            hold(layer, has_ranges)
         part = min(1.0, epoch / max(1, self.total_epochs - 1))
         self.strength = self.options.dampening * (1 - math.cos(math.pi * part)) / 2
 
 
-def hold(layer: QuantizedLayer) -> None:
-    """Lets a layer stand still while the rest is trained. A gradient that is left of before is dropped: an optimizer
-    with momentum would go on with it.
+def hold(layer: QuantizedLayer, has_ranges: bool) -> None:
+    """Lets a layer stand still while the rest is trained, and its ranges too where it has some. A gradient that is left
+    of before is dropped: an optimizer with momentum would go on with it.
     """
     still = [layer, *layer.site.norms, *([] if layer.site.target is None else [layer.site.target])]
     for parameter in (parameter for module in still for parameter in module.parameters()):
@@ -136,6 +139,8 @@ def hold(layer: QuantizedLayer) -> None:
         parameter.grad = None
     for norm in layer.site.norms:
         norm.training = False
+    if not has_ranges:
+        return
     layer.phase = layer.weight_quantizer.phase = Phase.QUANTIZE
     if layer.site.target is not None:
         layer.site.target.phase = Phase.QUANTIZE

@@ -84,6 +84,16 @@ def test_outputs_losses_and_state_are_those_without():
     assert torch.equal(taught.convert()(DATA[0]), taught(DATA[0]))
 
 
+def test_outputs_may_be_written_into():
+    plain, changed = (wrapped(distillation=1.0) for _ in range(2))
+    (plain(DATA[0]) / 2).square().sum().backward()
+    outputs = changed(DATA[0])
+    outputs /= 2
+    outputs.square().sum().backward()
+    for one, other in zip(plain.parameters(), changed.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
 def test_a_student_that_is_only_taught_comes_nearer_to_the_float_model():
     model = edgeq.QATFxModule(
         network("residual"), "WC4_AT8", total_epochs=4, distillation={"weight": 1.0, "loss": "squared_error"}

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import edgeq
 from edgeq.errors import SpecError
 from edgeq.modules.dampening import rounding_error
 from edgeq.phase import Phase
-from edgeq.stability import MOMENTUM
+from edgeq.stability import LEAST, MOMENTUM
 from tests.networks import batches, network
 
 DATA = batches(4, seed=5)
@@ -66,13 +67,55 @@ def test_depthwise_layers_stand_still_from_the_middle_on_and_no_others(preset):
 
 
 def test_frozen_norms_still_use_their_running_statistics():
-    model = wrapped(freeze_layers="depthwise", freeze_epoch=0, num_batch_norm_update_epochs=4)
+    model = wrapped(freeze_layers="depthwise", freeze_epoch=1, num_batch_norm_update_epochs=4)
     model.train()
     model(DATA[0])
+    model.train()
     stability = model.module.quantization.stability
     for layer, frozen in zip(model.module.quantized_layers(), stability.frozen.tolist(), strict=True):
         assert layer.phase is (Phase.QUANTIZE if frozen else Phase.ADAPT)
         assert [norm.training for norm in layer.site.norms] == [not frozen] * len(layer.site.norms)
+
+
+def test_ranges_do_not_stand_still_before_there_are_any():
+    whole, still = wrapped(), wrapped(freeze_layers="depthwise", freeze_epoch=0, num_batch_norm_update_epochs=0)
+    for model in (whole, still):
+        model.freeze(freeze_bn=True, freeze_observers=None)
+        model.train()
+    assert torch.equal(whole(DATA[0]), still(DATA[0]))
+    still.eval().train()
+    layer = still.module.quantized_layers()[0]
+    assert layer.phase is layer.weight_quantizer.phase is layer.site.target.phase is Phase.QUANTIZE
+
+
+def test_unstable_layers_are_found_where_an_epoch_begins_and_not_where_it_is_resumed():
+    options = {"name": "residual", "freeze_layers": "unstable", "preset": "WC4_AT8", "freeze_epoch": 0}
+    model = wrapped(**options)
+    optimizer = optimizer_of(model, 0.5)
+    model.train()
+    for batch in DATA:
+        model(batch).square().mean().backward()
+        optimizer.step()
+    assert float(model.module.quantization.stability.unrest.max()) >= LEAST
+    resumed = wrapped(**options)
+    resumed.load_state_dict(model.state_dict())
+    assert not resumed.module.quantization.stability.frozen.any()
+    for each in (model, resumed):
+        each.train()
+        assert each.module.quantization.stability.frozen.any()
+
+
+@pytest.mark.parametrize("freeze", ["depthwise", "unstable"])
+def test_an_average_of_networks_with_layers_that_stand_still_is_one(freeze):
+    model = wrapped(freeze_layers=freeze, freeze_epoch=1)
+    optimizer = optimizer_of(model, 0.01)
+    average = AveragedModel(model, use_buffers=True)
+    for _ in range(3):
+        epoch(model, optimizer)
+        average.update_parameters(model)
+    average.eval()
+    with torch.no_grad():
+        assert torch.equal(average(DATA[0]), average.module.convert()(DATA[0]))
 
 
 def test_the_share_of_errors_that_change_their_sign_is_followed():

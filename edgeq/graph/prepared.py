@@ -19,7 +19,7 @@ from edgeq.modules.live_scales import together
 from edgeq.modules.norm_strategies import NORM_STRATEGIES
 from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
-from edgeq.quantizers.scheme import Learner, set_learning
+from edgeq.quantizers.scheme import Learner, Scheme, set_learning
 from edgeq.quantizers.tensor import TensorQuantizer
 from edgeq.recovery.bank import InputBank
 from edgeq.recovery.calibration import Calibration
@@ -183,7 +183,7 @@ class PreparedModule(Program, Learner):
             for tensor in self.quantizers():
                 tensor.read_bounds()
         if stability := self.quantization.stability:
-            stability.begin(int(self.schedule.epoch) if self.training else None, self.quantized_layers())
+            stability.begin(self.schedule if self.training else None, self.quantized_layers(), self.is_calibrated)
         self._lay_out()
         self._counted = int(self.schedule.step)
 
@@ -317,7 +317,7 @@ class PreparedModule(Program, Learner):
         if self.schedule.observers_are_live or self.observes_always or is_average:
             self._merge_processes()
             self._take_ranges()
-        elif not self.schedule.ranges_are_held:
+        elif self.is_qat and not self.schedule.ranges_are_held:
             self._take_learned()
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank.batches(), self.bank.steps)
@@ -341,19 +341,21 @@ class PreparedModule(Program, Learner):
 
     @torch.no_grad()
     def _take_learned(self) -> None:
-        """Takes what quantizers have learned, which the last step of an optimizer has changed."""
+        """Takes what quantizers have learned, which the last step of an optimizer has changed; here, or before a
+        checkpoint was saved that an evaluation has loaded.
+        """
         for scheme in self.schemes():
             scheme.hold()
-        tensors = [tensor for tensor in self.quantizers() if tensor.scheme is not None and tensor.scheme.learns]
+        tensors = [tensor for tensor in self.quantizers() if tensor.scheme is not None]
         for tensor in tensors:
             tensor.finish()
         if tensors:
             avoid_ties(self)
         for layer in self.quantized_layers():
-            if layer.weight_quantizer.learns:
+            if layer.weight_quantizer.scheme is not None:
                 layer.finish()
         for module in self.own_modules():
-            if isinstance(module, StoredWeights) and any(module.quantizer_of(n).learns for n in module.stored_names()):
+            if isinstance(module, StoredWeights) and any(isinstance(part, Scheme) for part in module.modules()):
                 module.refresh()
 
     @torch.no_grad()

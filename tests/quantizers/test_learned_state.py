@@ -90,6 +90,17 @@ def test_a_training_resumes_bit_for_bit(preset, interrupted):
 
 
 @presets
+def test_an_evaluation_that_loads_a_training_reads_what_its_last_step_has_made(preset):
+    model, loaded = prepared(preset, epochs=2), prepared(preset, epochs=2).eval()
+    optimizer = optimizer_of(model)
+    for epoch in range(3):
+        train_epoch(model, optimizer, epoch)
+    assert not model.module.schedule.observers_are_live
+    loaded.load_state_dict(snapshot(model))
+    assert changed(snapshot(model.eval()), loaded) == []
+
+
+@presets
 @pytest.mark.parametrize("when", ["before", "during", "after"])
 def test_copies_and_pickles_go_on_alike(preset, when):
     model = prepared(preset)
