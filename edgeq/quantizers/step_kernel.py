@@ -86,7 +86,7 @@ def backward(
         found, inside, above, below = _in_one(upstream, x, scale, ends, rounding)
         outside = ends[0] * below + ends[1] * above
         return found, inside + outside if rounding_error else outside
-    total = torch.cat(sums) if scale.dim() > 0 else torch.stack(sums).sum(dtype=torch.float64)
+    total = torch.cat(sums) if sums[0].dim() > 0 else torch.stack(sums).sum(dtype=torch.float64)
     return found, total.to(torch.float32).reshape(scale.shape)
 
 

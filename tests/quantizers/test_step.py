@@ -117,6 +117,8 @@ SHAPES = {  # of a weight and of its scale: rows, columns, one for each entry, s
     "columns": ((4, 6, 3, 3), (1, 6, 1, 1)),
     "entries": ((6, 4, 3), (6, 4, 1)),
     "pieces": ((8, 40_000), (8, 1)),
+    "one channel": ((1, 40, 3), (1, 1, 1)),
+    "one channel in pieces": ((1, 400_000), (1, 1)),
 }
 
 
