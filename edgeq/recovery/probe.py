@@ -95,7 +95,8 @@ class Probe:
         """
         blank = self.recorder.found[start]
         field = sign * torch.linspace(0.5, 1, blank.shape[axis]).to(blank)
-        values = self.run(start, along(field, axis, blank.dim()).expand(blank.shape), path)
+        spread = along(field, axis, blank.dim()).expand(blank.shape).contiguous()  # an activation may write into it
+        values = self.run(start, spread, path)
         arrives = {}
         for end, (at, channels) in ends.items():
             expected = torch.where(channels == NOWHERE, 0.0, field[channels])[:, None]

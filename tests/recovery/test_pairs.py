@@ -202,3 +202,10 @@ def test_a_batch_norm_in_front_of_the_reader_and_a_norm_without_weight_are_left_
     found = pairs_of(Norms().eval())
     assert names(found) == [("one", "two")]
     assert found.skipped["two"] == "its batch norm has no weight and bias"
+
+
+def test_a_group_norm_with_an_activation_that_its_quantizer_takes_over_is_a_source():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    (pair,) = pairs_of(model).found
+    assert (pair.source.name, pair.readers[0].channels.tolist()) == ("1", [0, 1, 2, 3])
+    assert (pair.readers[0].takes_positive, pair.readers[0].takes_offsets) == (True, False)
