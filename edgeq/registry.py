@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from edgeq.errors import SpecError, suggestion
@@ -17,14 +17,18 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._bounds: dict[str, Mapping[str, tuple[float, float]]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Class or function decorator. Raises SpecError when the name is taken: nothing is replaced silently."""
+    def register(self, name: str, bounds: Mapping[str, tuple[float, float]] | None = None) -> Callable[[T], T]:
+        """Class or function decorator. `bounds` are those of options of a function; a class has them as an attribute.
+        Raises SpecError when the name is taken: nothing is replaced silently.
+        """
 
         def add(entry: T) -> T:
             if name in self._entries:
                 raise SpecError(f"The {self.kind} {name!r} is already registered as {self._entries[name]!r}.")
             self._entries[name] = entry
+            self._bounds[name] = getattr(entry, "bounds", {}) if bounds is None else bounds
             return entry
 
         return add
@@ -39,6 +43,10 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def bounds(self, name: str) -> Mapping[str, tuple[float, float]]:
+        """The least and greatest value of those options of an entry that have bounds."""
+        return self._bounds.get(name, {})
 
     def options(self, name: str) -> dict[str, Any]:
         """Option names of an entry with their defaults."""

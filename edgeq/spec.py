@@ -68,7 +68,7 @@ class Method:
             accepted = (int, float) if isinstance(default, float) else type(default)
             if not isinstance(value, accepted) or isinstance(value, bool) is not isinstance(default, bool):
                 raise SpecError(f"{where}.{key} must be {type(default).__name__}, got {value!r}.")
-            low, high = getattr(registry[self.name], "bounds", {}).get(key, (value, value))
+            low, high = registry.bounds(self.name).get(key, (value, value))
             if not low <= value <= high:
                 raise SpecError(f"{where}.{key} must lie in {low}..{high}, got {value!r}.")
             choices = getattr(registry[self.name], "choices", {}).get(key, (value,))

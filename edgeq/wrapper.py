@@ -151,8 +151,14 @@ class QuantizedWrapper(ExportingModule, Learner):
         raises, and SpecError for a network that is quantized in parts.
         """
         if isinstance(self.module, PartedModule):
-            raise SpecError("recover works on a network that is quantized as one; this one is quantized in parts.")
-        return recover(self.module, loader, steps, seed, samples, checkpoint)
+            raise SpecError(
+                "recover works on a network that is quantized as one; this one is quantized in parts. Name them with "
+                "standalone= instead of submodules=, or choose a preset with steps of its own (its key `recovery`)."
+            )
+        try:
+            return recover(self.module, loader, steps, seed, samples, checkpoint)
+        finally:
+            self.training = self.module.training
 
     def load_weights(self, pretrained: str | Path | Mapping[str, Any], strict: bool = False) -> LoadReport:
         """Loads a checkpoint, of the float model or of this one, from a path or a dict, and reports which keys

@@ -68,10 +68,12 @@ class WeightQuantizer(Float32State):
         return self.offset
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes offsets along that a recovery has added."""
+        """Takes offsets along that a recovery has added. A state without any, from before one, has nearest codes."""
         kept = state_dict.get(f"{prefix}offset")
         if isinstance(kept, Tensor):
             self.keep_offset(kept.shape)
+        elif self.offset is not None and f"{prefix}scale" in state_dict:
+            state_dict[f"{prefix}offset"] = torch.zeros_like(self.offset)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ HEADROOM = 1.25  # how far beyond what was measured a bounded activation is take
 TINY = 1e-30
 
 
-@RECOVERY_STEPS.register("equalization")
+@RECOVERY_STEPS.register("equalization", {"reach": (0.0, 1e6)})
 def equalization(work: Work, *, reach: float = 2.0) -> str:
     """Divides each channel of a layer by ``s = r1 / sqrt(r1 r2)`` and multiplies what the next layers do with it by
     the same, where r1 and r2 are the greatest absolute values of the channel's deployed weights in the one and in the

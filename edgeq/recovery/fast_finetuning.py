@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from edgeq.recovery.calibration import with_own_bias
 from edgeq.recovery.free_weight import FreeWeight
-from edgeq.recovery.reconstruction import Reconstruction
+from edgeq.recovery.reconstruction import BOUNDS, Reconstruction
 from edgeq.recovery.registry import RECOVERY_STEPS
 from edgeq.recovery.units import layer_units
 from edgeq.recovery.work import Work
 
 
-@RECOVERY_STEPS.register("fast_finetuning")
+@RECOVERY_STEPS.register("fast_finetuning", BOUNDS)
 def fast_finetuning(
     work: Work,
     *,

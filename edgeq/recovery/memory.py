@@ -23,7 +23,11 @@ class Memory:
     """
 
     def __init__(self, network: PreparedModule) -> None:
-        self.saved = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+        self.saved = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in network.state_dict().values()
+            if isinstance(tensor, Tensor)
+        }
         self.readers: list[tuple[Span, fx.Node]] = []
         for node in network.fx_graph.nodes:
             spans = [span_of(tensor) for tensor in _read(node, network) if tensor is not None and tensor.numel() > 0]

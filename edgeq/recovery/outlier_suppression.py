@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeq.recovery.work import Work
 
 
-@RECOVERY_STEPS.register("outlier_suppression")
+@RECOVERY_STEPS.register("outlier_suppression", {"alpha": (0.0, 1.0), "sigmas": (0.0, 1e3)})
 def outlier_suppression(work: Work, *, shift: bool = True, alpha: float = 0.5, sigmas: float = 0.0) -> str:
     """Three parts, each of which can be left out. The first two work on each norm, and each layer, that only layers
     read, and leave the float function as it is.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edgeq.recovery.reconstruction import Reconstruction
+from edgeq.recovery.reconstruction import BOUNDS, Reconstruction
 from edgeq.recovery.registry import RECOVERY_STEPS
 from edgeq.recovery.soft_rounding import SoftRounding
 from edgeq.recovery.units import block_units
 from edgeq.recovery.work import Work
 
 
-@RECOVERY_STEPS.register("qdrop")
+@RECOVERY_STEPS.register("qdrop", BOUNDS)
 def qdrop(
     work: Work,
     *,

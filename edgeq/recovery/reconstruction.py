@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BOUNDS: dict[str, tuple[float, float]] = {  # of the options of steps that learn
+    "steps": (1, 10**7),
+    "batch": (1, 10**6),
+    "rate": (0.0, 1e3),
+    "scale_rate": (0.0, 1e3),
+    "penalty": (0.0, 1e6),
+    "drop": (0.0, 1.0),
+}
+
 
 @dataclass(frozen=True)
 class Reconstruction:

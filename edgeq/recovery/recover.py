@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgeq.graph.prepared import PreparedModule
 
 logger = logging.getLogger(__name__)
+
+ALIKE = 0.1  # dB: how far the qualities of one network may lie apart on two machines
 
 Step = str | tuple[str, dict[str, Any]] | Method
 
@@ -91,9 +93,13 @@ def recover(
     Raises SpecError for an unknown step or option, or a checkpoint of another recovery; CalibrationError for a network
     without ranges, or a loader without batches.
     """
+    if isinstance(steps, str):
+        raise SpecError(f"steps must be a list, got {steps!r}: write [{steps!r}].")
     methods = [_method(step) for step in steps]
     if not methods:
         raise SpecError(f"steps is empty: name at least one of {', '.join(RECOVERY_STEPS)}.")
+    if checkpoint is not None and not Path(checkpoint).absolute().parent.is_dir():
+        raise SpecError(f"The folder of the checkpoint {checkpoint} does not exist: make it first.")
     network.require_calibration()
     network.change_mode(False)
     run = _Run(network, methods, Samples(loader, samples), seed, None if checkpoint is None else Path(checkpoint))
@@ -101,9 +107,8 @@ def recover(
 
 
 def _method(step: Step) -> Method:
-    if isinstance(step, tuple):
-        step = Method(step[0], tuple(sorted(step[1].items())))
-    method = Method.from_data(step, "steps")
+    is_pair = isinstance(step, tuple) and len(step) == 2 and isinstance(step[1], Mapping)
+    method = Method.from_data({**step[1], "name": step[0]} if is_pair else step, "steps")  # type: ignore[index,dict-item]
     method.check(RECOVERY_STEPS, "steps")
     return method
 
@@ -120,7 +125,7 @@ class _Run:
         self.work = Work(network, samples, seed)
         self.unit = 0
         self.before: dict[str, Tensor] = {}
-        self.quality = self.work.quality()
+        self.quality = self.start = self.work.quality()
 
     def finished(self) -> RecoveryReport:
         """Runs what is left of the steps."""
@@ -134,9 +139,13 @@ class _Run:
         self.before = self.before or _copied(self.network)
         self.work.first_unit = self.unit
         self.work.save = None if self.checkpoint is None else partial(self._save, number)
-        note = RECOVERY_STEPS[method.name](self.work, **dict(method.options))
-        self.network.change_mode(False)
-        after = self.work.quality()
+        try:
+            note = RECOVERY_STEPS[method.name](self.work, **dict(method.options))
+            self.network.change_mode(False)
+            after = self.work.quality()
+        except BaseException:  # an interruption too leaves nothing half done
+            _put_back(self.network, self.before)
+            raise
         kept = after > self.quality
         if not kept:
             _put_back(self.network, self.before)
@@ -156,6 +165,7 @@ class _Run:
             "request": self.request,
             "results": [asdict(result) for result in self.report.steps],
             "unit": unit,
+            "start": self.start,
             "quality": self.quality,
             "before": self.before,
             "references": self.work.references,
@@ -168,29 +178,40 @@ class _Run:
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        saved = torch.load(self.checkpoint, weights_only=True)
+        saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if saved["request"] != self.request:
             raise SpecError(
                 f"The checkpoint {self.checkpoint} is of another recovery: it has {saved['request']}, this one is "
                 f"{self.request}. Name another file, or remove it."
             )
+        if min(abs(self.start - saved["start"]), abs(self.start - saved["quality"])) > ALIKE:
+            raise SpecError(
+                f"The checkpoint {self.checkpoint} is of another network, or of other samples: it began at "
+                f"{saved['start']:.2f} dB, this recovery does at {self.start:.2f} dB. Name another file, or remove it."
+            )
         self.network.load_state_dict(saved["state"])
         self.report.steps = [StepResult(**result) for result in saved["results"]]
-        self.unit, self.quality, self.before = saved["unit"], saved["quality"], saved["before"]
-        self.work.references = saved["references"]
+        self.unit, self.start, self.before = saved["unit"], saved["start"], saved["before"]
+        self.quality = saved["quality"]
+        self.work.take_references(saved["references"])
 
 
 def _copied(network: PreparedModule) -> dict[str, Tensor]:
     """All tensors of a network, copied."""
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in _tensors(network)}
 
 
 @torch.no_grad()
 def _put_back(network: PreparedModule, before: dict[str, Tensor]) -> None:
     """Writes tensors back in place. One that a step has added, an offset of codes, becomes zeros."""
-    for name, tensor in network.state_dict().items():
+    for name, tensor in _tensors(network):
         if name in before:
             tensor.copy_(before[name])
         else:
             tensor.zero_()
     network.apply_mode()
+
+
+def _tensors(network: PreparedModule) -> list[tuple[str, Tensor]]:
+    """All tensors of a network, detached. A submodule's extra state is none."""
+    return [(name, value) for name, value in network.state_dict().items() if isinstance(value, Tensor)]

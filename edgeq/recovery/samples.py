@@ -30,6 +30,9 @@ class Samples:
         calls = list(_taken(loader, count))
         if not calls:
             raise CalibrationError("The loader gave no batch to recover with: pass a list or a DataLoader.")
+        for number, call in enumerate(calls):
+            if any(bool(tensor.isnan().any()) for tensor in _tensors(call)):
+                raise CalibrationError(f"Batch {number} of the loader, counted from 0, holds NaN: look at the data.")
         if len(calls) == 1:
             calls = _divided(calls[0])
         self.held = calls[HELD_OUT - 1 :: HELD_OUT] or calls[-1:]
@@ -45,8 +48,12 @@ class Samples:
 
 def size_of(call: Call) -> int:
     """How many samples a call has: the first dimension that all of its tensors share, else 1."""
-    sizes = {leaf.shape[0] if leaf.dim() else 0 for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)}
+    sizes = {tensor.shape[0] if tensor.dim() else 1 for tensor in _tensors(call)}
     return sizes.pop() if len(sizes) == 1 else 1
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
 def part_of(call: Call, index: slice | Tensor) -> Call:
@@ -59,6 +66,8 @@ def _taken(loader: Iterable[Any], count: int) -> Iterable[Call]:
     for batch in loader:
         call: Call = ((batch[0] if isinstance(batch, tuple | list) else batch,), {})
         size = size_of(call)
+        if size == 0:
+            continue
         yield call if size <= left else part_of(call, slice(left))
         left -= size
         if left <= 0:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)  # of a weight's range, that are tried
 
 
-@RECOVERY_STEPS.register("weight_clipping")
+@RECOVERY_STEPS.register("weight_clipping", {"deviations": (0.0, 1e3)})
 @torch.no_grad()
 def weight_clipping(work: Work, *, deviations: float = 0.0) -> str:
     """Clips the deployed weight of each layer, for each of its scales, at the ends of the range at which the layer's

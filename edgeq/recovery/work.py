@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
+from edgeq.errors import CalibrationError
 from edgeq.recovery.bank import Call
 from edgeq.recovery.samples import Samples
 
@@ -30,6 +31,17 @@ class Work:
         self.first_unit = 0  # the first that is not done
         self.save: Callable[[int], None] | None = None  # keeps the network, with so many units done
         self.references = [self._real(network.run_float, call) for call in samples.held]
+        if not any(self.references):
+            raise CalibrationError("The network gives no floating tensor that a recovery could be judged by.")
+        if not all(bool(output.isfinite().all()) for outputs in self.references for output in outputs):
+            raise CalibrationError(
+                "The float network gives NaN or infinity on the samples held out: nothing can be judged by it."
+            )
+
+    def take_references(self, references: list[list[Tensor]]) -> None:
+        """Takes over what an interrupted run has judged by, to where the network is."""
+        pairs = zip(references, self.references, strict=True)
+        self.references = [[new.to(old.device) for new, old in zip(*pair, strict=True)] for pair in pairs]
 
     @property
     def seen(self) -> list[Call]:

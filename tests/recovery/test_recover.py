@@ -179,6 +179,14 @@ ERRORS = {
     "unknown": (["bias_calibratoin"], {}, SpecError, "bias_calibration"),
     "option": ([("bias_calibration", {"facto": 1.0})], {}, SpecError, "facto"),
     "none": ([], {}, SpecError, "steps is empty"),
+    "no list": ("adaround", {}, SpecError, r"write \['adaround'\]"),
+    "no options": ([("adaround", None)], {}, SpecError, "a name or a table"),
+    "no steps": ([("adaround", {"steps": 0})], {}, SpecError, "steps.steps must lie in"),
+    "no batch": ([("brecq", {"batch": 0})], {}, SpecError, "steps.batch must lie in"),
+    "drop": ([("qdrop", {"drop": 2.0})], {}, SpecError, "steps.drop must lie in 0.0..1.0"),
+    "rate": ([("fast_finetuning", {"rate": -1.0})], {}, SpecError, "steps.rate must lie in"),
+    "factor": ([("bias_calibration", {"factor": 7.0})], {}, SpecError, "steps.factor must lie in"),
+    "alpha": ([("outlier_suppression", {"alpha": 3.0})], {}, SpecError, "steps.alpha must lie in"),
     "count": (["bias_calibration"], {"samples": 0}, SpecError, "samples must be"),
 }
 
