@@ -165,18 +165,16 @@ def _shifted(layer: QuantizedLayer, output: Tensor, mean: Tensor, factor: Tensor
 
 def _seen(layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the float output's channels over the batch, which the running statistics take in;
-    differentiable, and over all processes for a synchronized norm.
+    differentiable, and over all processes for a synchronized norm. In float32 also of an output in half precision, and
+    around the mean: a variance that is far smaller than the mean's square would be lost, or the bias would hide it.
     """
     norm: Any = layer.site.norm
-    channels = layer.operation(x, layer.weight, layer.bias).transpose(0, layer.operation.channel_axis).flatten(1)
-    count = torch.full((), float(channels.shape[1]), device=x.device)
-    sums = torch.stack([channels.sum(1), channels.square().sum(1)])
-    if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_available() and torch.distributed.is_initialized():
-        from torch.distributed.nn.functional import all_reduce
-
-        sums, count = all_reduce(sums), all_reduce(count)
-    mean, square = sums / count
-    var = (square - mean.square()).clamp(min=0)
+    output = layer.operation(x, layer.weight, None)
+    channels = output.transpose(0, layer.operation.channel_axis).flatten(1).to(torch.float32)
+    count = _summed(torch.full((), float(channels.shape[1]), device=x.device), norm)
+    mean = _summed(channels.sum(1), norm) / count
+    var = _summed((channels - mean.unsqueeze(1)).square().sum(1), norm) / count
+    mean = mean if layer.bias is None else mean + layer.bias
     with torch.no_grad():
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
@@ -184,3 +182,13 @@ def _seen(layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Tensor]:
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         norm.running_var.lerp_((var * count / (count - 1).clamp(min=1)).to(norm.running_var.dtype), momentum)
     return mean, var
+
+
+def _summed(x: Tensor, norm: BatchNorm) -> Tensor:
+    """The sum over all processes for a synchronized norm; differentiable."""
+    if isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.nn.functional import all_reduce
+
+        summed: Tensor = all_reduce(x)
+        return summed
+    return x

@@ -56,7 +56,7 @@ class DSQ(LearnedStep):
         return with_gradient_of(soft.to(x.dtype), exact)
 
     def _alpha(self, grid: Grid, elements: int) -> Tensor:
-        factor = torch.rsqrt(grid.upper.detach() * max(1, elements))
+        factor = torch.rsqrt(grid.upper.detach().clamp(min=1.0) * max(1, elements))  # 0 ends what is never positive
         alpha = gradient_times(self.alpha.clone(), factor)
         return with_gradient_of(alpha, alpha.clamp(LEAST, GREATEST))
 

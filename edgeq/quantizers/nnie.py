@@ -54,7 +54,8 @@ class NNIE(Scheme):
     def forward(self, x: Tensor, grid: Grid, manner: Manner = PLAIN) -> Tensor:
         if manner.floor is not None or manner.ceiling is not None:
             x = torch.clamp(x, manner.floor, manner.ceiling)
-        return with_gradient_of(x, (nearest_level(x.detach() / grid.scale) * grid.scale).to(x.dtype))
+        ratio = x.detach().to(torch.float32) / grid.scale
+        return with_gradient_of(x, (nearest_level(ratio) * grid.scale).to(x.dtype))
 
 
 def nearest_level(ratio: Tensor) -> Tensor:

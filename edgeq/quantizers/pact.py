@@ -43,8 +43,9 @@ class PACT(LearnedScale):
         if self.beta is None:
             self.alpha.copy_(scale * code_bounds(self.spec, low)[1])
         else:
-            self.beta.copy_(low.clamp(max=0.0))
-            self.alpha.copy_(torch.where(high > low, high.clamp(min=0.0), scale))
+            begin, end = low.clamp(max=0.0), high.clamp(min=0.0)
+            self.beta.copy_(begin)
+            self.alpha.copy_(torch.where(end > begin, end, scale))
 
     def numbers(self, qparams: QParams, elements: int) -> tuple[Tensor, Tensor]:
         begin, codes = (0.0, 0) if self.beta is None else (self.beta.clone(), qparams.quant_min)

@@ -83,6 +83,22 @@ def test_in_training_the_norm_sees_the_batch_and_its_statistics_are_the_float_ne
         assert torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance), name
 
 
+@pytest.mark.parametrize("strategy", ["batch", "corrected"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deviations_that_are_small_beside_the_mean_are_those_of_the_float_output(strategy, dtype):
+    _, x = made("conv2d")
+    layer, norm = Layer(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, momentum=1.0))
+    layer.weight.data *= 1e-2
+    layer.bias.data += 30.0
+    with torch.no_grad():
+        expected = nn.functional.conv2d(x, layer.weight).var((0, 2, 3))
+    with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+        output = trained(nn.Sequential(layer, norm).train(), strategy)(x)
+    assert torch.allclose(norm.running_var, expected, rtol=0.03)
+    found = output.float().var((0, 2, 3))
+    assert torch.allclose(found, norm.weight.square() * expected / (expected + norm.eps), rtol=0.06)
+
+
 @pytest.mark.parametrize("strategy", ["frozen", "merged"])
 def test_frozen_statistics_stand_still(strategy):
     model, x = made("conv2d")

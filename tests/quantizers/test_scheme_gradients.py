@@ -255,6 +255,12 @@ def test_nnies_gradient_is_that_of_the_data_itself():
     assert list(made.parameters()) == []
 
 
+def test_nnie_finds_the_levels_of_numbers_in_half_precision_as_of_others():
+    made = activation("nnie", bits=8)
+    x = X.to(torch.bfloat16)
+    assert torch.equal(made(x), made(x.float()).to(torch.bfloat16))
+
+
 def test_the_gradients_are_those_that_functional_transforms_find():
     """Another way through autograd: nothing depends on which object a parameter is."""
     made = started("lsq")

@@ -67,6 +67,27 @@ def test_a_training_pass_gives_the_numbers_of_the_definition(case, bounds):
     assert torch.equal(made(x.detach(), *bounds), fake_quantize(held, *made.qparams, None, made.spec.rounding))
 
 
+@pytest.mark.parametrize("data", ["negative", "a constant", "a negative constant", "zeros", "one value"])
+@every
+def test_a_start_from_what_lies_on_one_side_of_zero_reaches_it_and_learns(case, data):
+    name, changes = ACTIVATIONS[case]
+    made = activation(name, **changes)
+    x = {
+        "negative": -normal(500).abs() - 0.1,
+        "a constant": torch.full((50,), 3.0),
+        "a negative constant": torch.full((50,), -3.0),
+        "zeros": torch.zeros(50),
+        "one value": torch.tensor([1.5]),
+    }[data].requires_grad_()
+    y = made(x)
+    y.square().sum().backward()
+    assert bool(torch.isfinite(y).all() and torch.isfinite(x.grad).all())
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in made.parameters())
+    low, high = ((code - made.zero_point) * made.scale for code in (made.quant_min, made.quant_max))
+    assert low <= 0.7 * x.min().clamp(max=0.0)  # powers of two may clip a little
+    assert high >= 0.7 * x.max().clamp(min=0.0)
+
+
 @every
 def test_it_starts_in_place_from_the_observed_range_and_then_observes_no_more(case):
     name, changes = ACTIVATIONS[case]
