@@ -85,7 +85,7 @@ def test_outputs_losses_and_state_are_those_without():
 
 
 def test_outputs_may_be_written_into():
-    plain, changed = (wrapped(distillation=1.0) for _ in range(2))
+    plain, changed = (wrapped(distillation=1.0).train() for _ in range(2))
     (plain(DATA[0]) / 2).square().sum().backward()
     outputs = changed(DATA[0])
     outputs /= 2
