@@ -92,5 +92,5 @@ class EntropyObserver(HistogramObserver):
         block = max(1, BLOCK >> self.spec.bits)
         pairs = zip(lows.split(block), highs.split(block), strict=True)
         found = torch.cat([divergence.of(qparams_of_range(self.spec, *pair)) for pair in pairs])
-        best = torch.argmin(found)
+        best = len(found) - 1 - torch.argmin(found.flip(0))  # the widest of equals, such as all that clip a constant
         return lows[best], highs[best]

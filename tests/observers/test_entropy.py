@@ -101,3 +101,9 @@ def test_of_a_small_sample_the_gaps_between_values_count_for_nothing(spec):
 def test_codes_as_fine_as_the_bins_are_not_searched():
     x = normal(5000)
     assert found(TensorSpec(bits=16), x) == [x.min(), x.max()]
+
+
+def test_a_constant_that_every_candidate_clips_has_the_widest_range():
+    """At scale 2**-7 the greatest of 255 codes is 1.99, which 2 does not round to, and all other scales are finer."""
+    low, high = found(TensorSpec(scale="power_of_two", power_of_two_rule="nearest"), torch.full((100,), 2.0))
+    assert (float(low), float(high)) == (0.0, 2.0)
