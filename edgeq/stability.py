@@ -113,7 +113,8 @@ class Stability(nn.Module):
     @torch.no_grad()
     def begin(self, schedule: Schedule | None, layers: list[QuantizedLayer], has_ranges: bool) -> None:
         """Called at each change of mode, with the schedule of a training, else None: freezes what is to be frozen. What
-        that is is decided where an epoch begins, and not where one is resumed. Ranges stand still once `has_ranges`.
+        that is is decided where an epoch begins, and not where one is resumed. Ranges stand still, and weights are pulled
+        towards codes, once `has_ranges`.
         """
         for layer in layers:
             layer.dampening = 0.0
@@ -126,7 +127,7 @@ class Stability(nn.Module):
         for layer in itertools.compress(layers, self.still):
             hold(layer, has_ranges)
         part = min(1.0, epoch / max(1, self.total_epochs - 1))
-        self.strength = self.options.dampening * (1 - math.cos(math.pi * part)) / 2
+        self.strength = self.options.dampening * (1 - math.cos(math.pi * part)) / 2 if has_ranges else 0.0
 
 
 def hold(layer: QuantizedLayer, has_ranges: bool) -> None:

@@ -188,6 +188,19 @@ def test_the_pull_grows_as_a_cosine_over_the_epochs_and_rests_in_evaluation():
         assert layer.dampening == 0.0
 
 
+@pytest.mark.parametrize("preset", ["WC8_AT8", "W4A4_LSQ"])
+def test_nothing_is_pulled_towards_codes_before_there_are_any(preset):
+    model = wrapped(preset=preset, dampening=1.0, num_observer_update_epochs=4)
+    model.set_epoch(3)
+    model.train()
+    for _ in range(2):
+        model(DATA[0])
+        assert {layer.dampening for layer in model.module.quantized_layers()} == {0.0}
+    model.set_epoch(3)
+    model(DATA[0])
+    assert {layer.dampening for layer in model.module.quantized_layers()} == {1.0}
+
+
 def spread(dampening):
     """How far weights lie from their codes, in steps, after a training on noise."""
     model = wrapped(
