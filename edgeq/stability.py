@@ -113,8 +113,8 @@ class Stability(nn.Module):
     @torch.no_grad()
     def begin(self, schedule: Schedule | None, layers: list[QuantizedLayer], has_ranges: bool) -> None:
         """Called at each change of mode, with the schedule of a training, else None: freezes what is to be frozen. What
-        that is is decided where an epoch begins, and not where one is resumed. Ranges stand still, and weights are pulled
-        towards codes, once `has_ranges`.
+        that is is decided where an epoch begins, and not where one is resumed. Ranges stand still, and weights are
+        pulled towards codes, once `has_ranges`.
         """
         for layer in layers:
             layer.dampening = 0.0
