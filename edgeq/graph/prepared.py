@@ -13,16 +13,16 @@ from edgeq.backends import BackendSpec
 from edgeq.errors import CalibrationError
 from edgeq.graph.program import Program
 from edgeq.graph.quantization import Quantization
-from edgeq.graph.ties import avoid_ties
+from edgeq.graph.ranges import observe, take_learned, take_ranges
 from edgeq.modules.layer import QuantizedLayer
 from edgeq.modules.live_scales import together
 from edgeq.modules.norm_strategies import NORM_STRATEGIES
-from edgeq.modules.stored import StoredWeights
 from edgeq.phase import Phase, set_phase
-from edgeq.quantizers.scheme import Learner, Scheme, set_learning
+from edgeq.quantizers.scheme import Learner, set_learning
 from edgeq.quantizers.tensor import TensorQuantizer
-from edgeq.recovery.bank import InputBank
+from edgeq.recovery.bank import Call, InputBank
 from edgeq.recovery.calibration import Calibration
+from edgeq.recovery.taken_in import TakenIn
 from edgeq.schedule import Schedule
 from edgeq.spec import Place, QConfig
 from edgeq.stability import Stability, StabilityOptions
@@ -182,6 +182,7 @@ class PreparedModule(Program, Learner):
         if not self.training:
             for tensor in self.quantizers():
                 tensor.read_bounds()
+        self._to_take_in = TakenIn(self) if self.training and self.is_qat else None
         if stability := self.quantization.stability:
             stability.begin(self.schedule if self.training else None, self.quantized_layers(), self.is_calibrated)
         self._lay_out()
@@ -250,11 +251,14 @@ class PreparedModule(Program, Learner):
 
     def _run_in_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_qat:
+            if self._to_take_in:
+                self._to_take_in.apply()
+                self._to_take_in = None
             if not torch.compiler.is_compiling():
                 if self._norms_live:
                     self._find_norms()
                 if self._learns_exactly and not torch.is_grad_enabled():
-                    self._take_learned()
+                    take_learned(self)
                 for group in self._live_scales:
                     group.refresh()
             stability = self.quantization.stability
@@ -316,63 +320,18 @@ class PreparedModule(Program, Learner):
             return
         if self.schedule.observers_are_live or self.observes_always or is_average:
             self._merge_processes()
-            self._take_ranges()
+            take_ranges(self)
         elif self.is_qat and not self.schedule.ranges_are_held:
-            self._take_learned()
+            take_learned(self)
         if self.bank is not None and self.bank.steps > 0 and self.is_calibrated:
             self.calibration.run(self, self.bank.batches(), self.bank.steps)
             self.bank.clear()
         self._unmerged = False
         self.schedule.settle()  # last, so that data that cannot be used is refused again
 
-    def _take_ranges(self) -> None:
-        """Takes all scales from what was observed, and from the weights as they are."""
-        for scheme in self.schemes():
-            scheme.hold()
-        for tensor in self.quantizers():
-            tensor.finish()
-        avoid_ties(self)
-        with torch.no_grad():
-            for layer in self.quantized_layers():
-                layer.finish()
-            for module in self.own_modules():
-                if isinstance(module, StoredWeights):
-                    module.refresh()
-
-    @torch.no_grad()
-    def _take_learned(self) -> None:
-        """Takes what quantizers have learned, which the last step of an optimizer has changed; here, or before a
-        checkpoint was saved that an evaluation has loaded.
-        """
-        for scheme in self.schemes():
-            scheme.hold()
-        tensors = [tensor for tensor in self.quantizers() if tensor.scheme is not None]
-        for tensor in tensors:
-            tensor.finish()
-        if tensors:
-            avoid_ties(self)
-        for layer in self.quantized_layers():
-            if layer.weight_quantizer.scheme is not None:
-                layer.finish()
-        for module in self.own_modules():
-            if isinstance(module, StoredWeights) and any(isinstance(part, Scheme) for part in module.modules()):
-                module.refresh()
-
-    @torch.no_grad()
-    def observe(self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    def observe(self, calls: Iterable[Call]) -> None:
         """Takes all ranges anew, from what `calls`, arguments and keyword arguments, give in evaluation."""
-        self.change_mode(False)
-        for tensor in self.quantizers():
-            if tensor.observer is not None:
-                tensor.observer.reset()
-        set_phase(self, Phase.OBSERVE)
-        try:
-            for args, kwargs in calls:
-                self.run(*args, **kwargs)
-        finally:
-            self.apply_mode()
-        self._take_ranges()
-        self.apply_mode()
+        observe(self, calls)
 
     def _merge_processes(self) -> None:
         if not (self._unmerged and torch.distributed.is_available() and torch.distributed.is_initialized()):

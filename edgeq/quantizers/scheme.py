@@ -70,6 +70,11 @@ class Scheme(Float32State):
         self.started.add_(1)
         self._left -= 1
 
+    def restart(self) -> None:
+        """Forgets what was learned: the next batches of a training are those to start from."""
+        self.started.zero_()
+        self.read_count()
+
     @property
     def has_started(self) -> bool:
         """Whether the parameters mean anything. Reads a buffer."""

@@ -96,7 +96,7 @@ class WeightQuantizer(Float32State):
             self.scheme.start(low if smallest is None else torch.minimum(low, self.codes_min * scale), high)
             self.scheme.count()
         if self.scheme is not None:
-            scale = self.scheme.settled(self._qparams(scale), low, high).scale
+            scale = self.scheme.settled(self.qparams_at(scale), low, high).scale
         self.scale.copy_(scale)
 
     def _unit(self, gain: Tensor) -> Tensor:
@@ -139,12 +139,18 @@ class WeightQuantizer(Float32State):
         """
         if not (isinstance(self.scheme, LearnedScale) and self.scheme.learns):
             return self.scale
-        scale, _ = self.scheme.numbers(self._qparams(self.scale), elements // max(1, self.scale.numel()))
+        scale, _ = self.scheme.numbers(self.qparams_at(self.scale), elements // max(1, self.scale.numel()))
         with torch.no_grad():
             self.scale.copy_(scale)
         return scale
 
-    def _qparams(self, scale: Tensor) -> QParams:
+    @property
+    def qparams(self) -> QParams:
+        """The numbers in force."""
+        return self.qparams_at(self.scale)
+
+    def qparams_at(self, scale: Tensor) -> QParams:
+        """The numbers at a scale."""
         zero, low, high = (
             torch.full((), code, dtype=torch.int32, device=scale.device) for code in (0, self.codes_min, self.codes_max)
         )
@@ -188,7 +194,7 @@ class WeightQuantizer(Float32State):
     def _rounded(self, weight: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
         """The weight at a scale that broadcasts to it."""
         if self.scheme is not None and (self.scheme.learns or not self.scheme.is_uniform):
-            return self.scheme(weight, Grid(scale, *(code.to(torch.float32) for code in self._qparams(scale)[2:])))
+            return self.scheme(weight, Grid(scale, *(code.to(torch.float32) for code in self.qparams_at(scale)[2:])))
         return round_weight(weight, scale, offset, self.codes_min, self.codes_max, self._clips)
 
     def as_exported(self, weight: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def test_a_network_gains(name):
 
 def test_the_presets_of_coarse_weights_use_it():
     using = [name for name in preset_names() if "compensated_rounding" in load_preset(name).recovery]
-    assert using == ["WC4M4_AT8", "WC4_AT8", "WT8SYMP2_AT8SYMP2"]
+    assert using == ["WC2_AT4", "WC4M4_AT8", "WC4_AT4", "WC4_AT8", "WT8SYMP2_AT8SYMP2"]
 
 
 @pytest.mark.parametrize(
