@@ -96,6 +96,9 @@ class Teacher:
             return student
         return _WithLoss.apply(student, teacher, self.distillation, scale)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "scaler": None}  # which is the loop's, and cannot always be copied
+
     def to_where(self, function: Callable[[Tensor], Tensor]) -> None:
         """Moves the model as the network is moved."""
         self.model._apply(function)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,9 @@ class Stability(nn.Module):
             self.register_buffer("unrest", torch.zeros(len(layers)))
             for index, layer in enumerate(layers):
                 self.signs.register_buffer(str(index), torch.zeros(layer.weight.shape, dtype=torch.int8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "scaler": None}  # which is the loop's, and cannot always be copied
 
     @torch.no_grad()
     def see(self, layers: list[QuantizedLayer]) -> None:

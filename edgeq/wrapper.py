@@ -307,7 +307,7 @@ class QATFxModule(QuantizedWrapper):
 
     def use_grad_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Says that the loop multiplies its loss by the scale of `scaler`, so that what distillation and dampening add
-        to the gradients is multiplied by it too.
+        to the gradients is multiplied by it too. A copy of the network has to be told again.
         """
         for network in self._networks():
             if network.quantization.stability is not None:

@@ -233,6 +233,20 @@ def test_gradients_of_a_scaled_loss_are_pulled_as_much():
     assert torch.allclose(pulls[0], -2 * rounding_error(layer), atol=1e-6)
 
 
+def test_a_network_is_copied_in_the_middle_of_a_scaled_step():
+    model = wrapped(total_epochs=2, name="residual", dampening=1.0, distillation=1.0)
+    optimizer = optimizer_of(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    model.use_grad_scaler(scaler)
+    scaler.scale(model(DATA[0]).square().mean()).backward()
+    scaler.unscale_(optimizer)
+    copied = copy.deepcopy(model)
+    scaler.step(optimizer)
+    scaler.update()
+    assert (copied.teacher.scaler, copied.module.quantization.stability.scaler) == (None, None)
+    assert (model.teacher.scaler, model.module.quantization.stability.scaler) == (scaler, scaler)
+
+
 def test_each_part_of_a_network_is_watched():
     model = wrapped(total_epochs=2, freeze_layers="depthwise", freeze_epoch=0, submodules=["stem", "expand", "depth"])
     model.train()
