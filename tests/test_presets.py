@@ -14,6 +14,7 @@ NAMES = [
     "W4A4_APOT",
     "W4A4_DSQ",
     "W4A4_LSQ",
+    "W4A4_LSQPLUS",
     "W4A4_PACT",
     "W4A4_QIL",
     "W4A8_LSQPLUS",

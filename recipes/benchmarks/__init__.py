@@ -9,7 +9,7 @@ Times are ratios to the float network, measured in one process in which float, e
 the median of the rounds counts: so a busy machine slows all alike. Absolute times mean little.
 
 Files, in the order in which to read them: `bars` what edgeq promises, `tasks` what is measured, `timing` and
-`speed`, `memory`, `subjects`, `accuracy` and `recovery`, `report` what is printed. `torch_ao` is the peer.
+`speed`, `memory`, `subjects`, `accuracy`, `recovery` and `training`, `report` what is printed. `torch_ao` is the peer.
 """
 
 import os

@@ -11,7 +11,7 @@ import torch
 
 import edgeq
 from recipes import benchmarks
-from recipes.benchmarks import accuracy, memory, networks, recovery, report, speed, subjects
+from recipes.benchmarks import accuracy, memory, networks, recovery, report, speed, subjects, training
 from recipes.benchmarks.machine import environment
 from recipes.benchmarks.report import Section
 from recipes.benchmarks.tasks import Subject
@@ -19,7 +19,7 @@ from recipes.benchmarks.torch_ao import find_torch_ao
 from recipes.data import DEVIATION, MEAN
 
 AREAS = ("speed", "memory", "accuracy")
-OF_TRAINED = ("accuracy", "recovery")  # which need no torchvision
+OF_TRAINED = ("accuracy", "recovery", "training")  # which need no torchvision
 CALIBRATION_IMAGES = 256
 
 
@@ -47,6 +47,10 @@ def measured(area: str, options: argparse.Namespace, timed: list[Subject], notes
     elif area == "accuracy":
         presets = [name for name in edgeq.preset_names() if not edgeq.load_preset(name).learns]
         yield accuracy.measure(trained_subject(options), presets, options.backend)
+    elif area == "training":
+        chosen = {name: way for name, way in training.ways().items() if name in options.ways}
+        subject = trained_subject(options)
+        yield training.measure(subject, chosen, options.backend, options.epochs, options.rate, options.seed)
     else:
         wanted = {name: steps for name, steps in recovery.methods().items() if name in options.methods}
         yield from recovery.measure(trained_subject(options), options.settings, wanted, options.backend, options.seed)
@@ -57,13 +61,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description = (benchmarks.__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m recipes.benchmarks", description=description)
     add = parser.add_argument
-    add(
-        "area",
-        nargs="?",
-        default="all",
-        choices=[*AREAS, "recovery", "all"],
-        help="what to measure; all is without recovery",
-    )
+    choices = [*AREAS, "recovery", "training", "all"]
+    add("area", nargs="?", default="all", choices=choices, help="what to measure; all is without the last two")
     add("--quick", action="store_true", help="fewer rounds, calibration images and epochs: figures are rough")
     add("--threads", type=int, default=1, help="of PyTorch; with 1, CPU time is measured (default: %(default)s)")
     add("--backend", default="qnnpack", help="what edgeq quantizes for (default: %(default)s)")
@@ -94,7 +93,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = group.add_argument
     add("--settings", nargs="+", default=list(recovery.SETTINGS), choices=list(recovery.SETTINGS), help="of bits")
     add("--methods", nargs="+", default=list(recovery.methods()), choices=list(recovery.methods()), help="to compare")
-    add("--seed", type=int, default=0, help="of what is random in a recovery")
+    add("--seed", type=int, default=0, help="of what is random in a recovery or training")
+
+    group = parser.add_argument_group("training", "of the same network, which takes hours where images are many")
+    add = group.add_argument
+    add("--ways", nargs="+", default=list(training.ways()), choices=list(training.ways()), help="to compare")
+    add("--epochs", type=int, default=4, help="of each (default: %(default)s)")
+    add("--rate", type=float, default=0.01, help="learning rate at the start (default: %(default)s)")
 
     options = parser.parse_args(arguments)
     given = [options.network, options.weights, options.images]

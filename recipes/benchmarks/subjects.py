@@ -22,8 +22,8 @@ CALIBRATION_IMAGES, RECOVERY_IMAGES, BATCH = 256, 1024, 64  # of the protocol
 
 @dataclass(frozen=True)
 class Trained:
-    """A float network in eval mode, batches of images to calibrate it on, (images, labels) to judge it by, and batches
-    of images to recover it from, which `samples` gives.
+    """A float network in eval mode, batches of images to calibrate it on, (images, labels) to judge it by, batches of
+    images to recover it from, which `samples` gives, and (images, labels) to train it with.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Trained:
     calibration: list[Tensor]
     test: DataLoader
     recovery: list[Tensor] | None = None
+    training: DataLoader | None = None
 
     @property
     def samples(self) -> list[Tensor]:
@@ -45,7 +46,8 @@ def handwritten_digits(epochs: int = 10) -> Trained:
     model = DigitsNetwork(images.classes)
     train(model, images.train, epochs, 0.1, "float training")
     title, dataset = "a small network on handwritten digits", images.train.dataset
-    return Trained(title, model, first_images(dataset), images.test, first_images(dataset, RECOVERY_IMAGES))
+    recovery = first_images(dataset, RECOVERY_IMAGES)
+    return Trained(title, model, first_images(dataset), images.test, recovery, images.train)
 
 
 def from_files(
@@ -73,19 +75,26 @@ def from_files(
     chosen = Subset(test, range(min(len(test), test_images or len(test))))
     name = f"{network.partition(':')[2]} on {len(chosen)} images of {root.name}"
     recovery = first_images(training, RECOVERY_IMAGES)
-    return Trained(name, model.eval(), first_images(training), DataLoader(chosen, BATCH), recovery)
+    moved = by_name(root / "train", mean, deviation, crop, moves=True)
+    shuffled = DataLoader(moved, BATCH, shuffle=True, drop_last=len(moved) > BATCH)  # a last batch may be too small
+    return Trained(name, model.eval(), first_images(training), DataLoader(chosen, BATCH), recovery, shuffled)
 
 
-def by_name(folder: Path, mean: tuple[float, ...], deviation: tuple[float, ...], crop: int | None) -> Subset:
-    """The images of all classes in the order of their file names, numbers by value."""
+def by_name(
+    folder: Path, mean: tuple[float, ...], deviation: tuple[float, ...], crop: int | None, moves: bool = False
+) -> Subset:
+    """The images of all classes in the order of their file names, numbers by value. To train with, an image `moves`: it
+    is mirrored and shifted at random.
+    """
     import_torchvision()
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
     cut = [transforms.Resize(crop * 8 // 7), transforms.CenterCrop(crop)] if crop else []
-    dataset = ImageFolder(
-        folder, transforms.Compose([*cut, transforms.ToTensor(), transforms.Normalize(mean, deviation)])
-    )
+    shift = transforms.RandomAffine(0, translate=(0.125, 0.125))
+    moved = [transforms.RandomHorizontalFlip(), shift] if moves else []
+    finish = [transforms.ToTensor(), transforms.Normalize(mean, deviation)]
+    dataset = ImageFolder(folder, transforms.Compose([*cut, *moved, *finish]))
     stems = [Path(path).stem.zfill(32) for path, _ in dataset.samples]
     return Subset(dataset, sorted(range(len(stems)), key=stems.__getitem__))
 
