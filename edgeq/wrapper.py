@@ -27,6 +27,8 @@ from edgeq.graph.prepared import PreparedModule
 from edgeq.presets import Preset, load_preset
 from edgeq.quantizers.scheme import Learner
 from edgeq.recovery.recover import QUICK, RecoveryReport, Step, recover
+from edgeq.recovery.recover_parts import recover_parts
+from edgeq.recovery.samples import calls_of
 from edgeq.schedule import Schedule
 from edgeq.spec import QConfig
 from edgeq.stability import StabilityOptions
@@ -148,15 +150,13 @@ class QuantizedWrapper(ExportingModule, Learner):
         network's, on samples held out, is undone.
 
         With `checkpoint`, a path, an interrupted call goes on where it was. Raises what `recover` of `edgeq.recovery`
-        raises, and SpecError for a network that is quantized in parts.
+        raises. A network that is quantized in parts is recovered part by part.
         """
-        if isinstance(self.module, PartedModule):
-            raise SpecError(
-                "recover works on a network that is quantized as one; this one is quantized in parts. Name them with "
-                "standalone= instead of submodules=, or choose a preset with steps of its own (its key `recovery`)."
-            )
+        calls = calls_of(loader)
         try:
-            return recover(self.module, loader, steps, seed, samples, checkpoint)
+            if isinstance(self.module, PartedModule):
+                return recover_parts(self.module, calls, steps, seed, samples, checkpoint)
+            return recover(self.module, calls, steps, seed, samples, checkpoint)
         finally:
             self.training = self.module.training
 

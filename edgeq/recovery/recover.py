@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgeq.errors import SpecError
 from edgeq.recovery import steps as _steps  # noqa: F401 - registers them
+from edgeq.recovery.bank import Call
 from edgeq.recovery.registry import RECOVERY_STEPS
 from edgeq.recovery.samples import Samples
 from edgeq.recovery.work import Work
@@ -77,13 +78,14 @@ class RecoveryReport:
 
 def recover(
     network: PreparedModule,
-    loader: Iterable[Any],
+    calls: Iterable[Call],
     steps: Sequence[Step] = QUICK,
     seed: int = 0,
     samples: int = 1024,
     checkpoint: str | Path | None = None,
 ) -> RecoveryReport:
-    """Runs `steps`, in order, on a calibrated network, which is changed in place and left in evaluation mode.
+    """Runs `steps`, in order, on a calibrated network, which learns from `calls`, is changed in place, and left in
+    evaluation mode.
 
     A step is a name, or a name with options. Each is judged by the outputs on an eighth of the samples, which it does
     not learn from, and is undone unless they come nearer to the float network's. No labels are needed. The result
@@ -91,7 +93,7 @@ def recover(
     work, and a call with the same arguments goes on from it.
 
     Raises SpecError for an unknown step or option, or a checkpoint of another recovery; CalibrationError for a network
-    without ranges, or a loader without batches.
+    without ranges, or where there are no calls.
     """
     if isinstance(steps, str):
         raise SpecError(f"steps must be a list, got {steps!r}: write [{steps!r}].")
@@ -102,7 +104,7 @@ def recover(
         raise SpecError(f"The folder of the checkpoint {checkpoint} does not exist: make it first.")
     network.require_calibration()
     network.change_mode(False)
-    run = _Run(network, methods, Samples(loader, samples), seed, None if checkpoint is None else Path(checkpoint))
+    run = _Run(network, methods, Samples(calls, samples), seed, None if checkpoint is None else Path(checkpoint))
     return run.finished()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,18 +16,18 @@ HELD_OUT = 8  # one batch of so many is not learned from
 
 
 class Samples:
-    """Calls of a network, as a loader gave them, cut off after `count` samples.
+    """Calls of a network, cut off after `count` samples.
 
     `seen` is what steps may learn from; `held` is one batch in eight, by which they are judged. Of a single batch one
     sample in eight is held out, where its tensors share their first dimension.
 
-    Raises CalibrationError for a loader without batches, SpecError for a count that is no positive integer.
+    Raises CalibrationError where there are no calls, SpecError for a count that is no positive integer.
     """
 
-    def __init__(self, loader: Iterable[Any], count: int) -> None:
+    def __init__(self, calls: Iterable[Call], count: int) -> None:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise SpecError(f"samples must be an integer of at least 1, got {count!r}.")
-        calls = list(_taken(loader, count))
+        calls = list(_taken(calls, count))
         if not calls:
             raise CalibrationError("The loader gave no batch to recover with: pass a list or a DataLoader.")
         for number, call in enumerate(calls):
@@ -46,6 +46,12 @@ class Samples:
         return not any(one is other for one in self.held for other in self.seen)
 
 
+def calls_of(loader: Iterable[Any]) -> Iterator[Call]:
+    """The calls that a loader's batches are: a batch is the network's input, or a tuple or list whose first item is."""
+    for batch in loader:
+        yield (batch[0] if isinstance(batch, tuple | list) else batch,), {}
+
+
 def size_of(call: Call) -> int:
     """How many samples a call has: the first dimension that all of its tensors share, else 1."""
     sizes = {tensor.shape[0] if tensor.dim() else 1 for tensor in _tensors(call)}
@@ -61,10 +67,9 @@ def part_of(call: Call, index: slice | Tensor) -> Call:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor[index], call)
 
 
-def _taken(loader: Iterable[Any], count: int) -> Iterable[Call]:
+def _taken(calls: Iterable[Call], count: int) -> Iterator[Call]:
     left = count
-    for batch in loader:
-        call: Call = ((batch[0] if isinstance(batch, tuple | list) else batch,), {})
+    for call in calls:
         size = size_of(call)
         if size == 0:
             continue

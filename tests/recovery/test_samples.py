@@ -6,7 +6,7 @@ from torch import nn
 
 import edgeq
 from edgeq.errors import CalibrationError
-from edgeq.recovery.samples import Samples, size_of
+from edgeq.recovery.samples import Samples, calls_of, size_of
 
 
 def batch(size, value=1.0):
@@ -14,15 +14,15 @@ def batch(size, value=1.0):
 
 
 def test_batches_without_samples_do_not_count():
-    samples = Samples([batch(0), batch(2), batch(0), batch(3)], 4)
+    samples = Samples(calls_of([batch(0), batch(2), batch(0), batch(3)]), 4)
     assert [size_of(call) for call in samples.seen + samples.held] == [2, 2]
     with pytest.raises(CalibrationError, match="no batch"):
-        Samples([batch(0)], 4)
+        Samples(calls_of([batch(0)]), 4)
 
 
 def test_a_batch_with_nan_is_named():
     with pytest.raises(CalibrationError, match=r"Batch 1 of the loader.*NaN"):
-        Samples([batch(2), {"x": batch(2, float("nan"))}], 4)
+        Samples(calls_of([batch(2), {"x": batch(2, float("nan"))}]), 4)
 
 
 class Chosen(nn.Module):

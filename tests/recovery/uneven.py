@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import edgeq
 from edgeq.modules.layer import QuantizedLayer
-from edgeq.recovery.samples import Samples
+from edgeq.recovery.samples import Samples, calls_of
 from edgeq.recovery.work import Work
 from tests.networks import batches, network
 
@@ -82,7 +82,7 @@ def calibrated(
 
 def work_on(model: edgeq.PTCFxModule, data: Iterable[Any] = ()) -> Work:
     """What a step is handed."""
-    return Work(model.module, Samples(list(data) or DATA, 1 << 20), 0)
+    return Work(model.module, Samples(calls_of(list(data) or DATA), 1 << 20), 0)
 
 
 def layer(model: edgeq.PTCFxModule, name: str) -> QuantizedLayer:
