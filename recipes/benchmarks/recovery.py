@@ -42,7 +42,7 @@ SETTINGS = {
     ),
     "W4A8": Setting(
         "4-bit weights, 8-bit activations",
-        {"inherits": "DEFAULT", "weight": {"bits": 4, "observer": "squared_error"}},
+        {"inherits": "DEFAULT", "weight": {"bits": 4}},
         {"change": Bar(-1.0, False)},
     ),
     "W4A4": Setting("4 bits", {"inherits": "WC4_AT4", "recovery": []}, {"change": Bar(-4.0, False)}),
