@@ -13,8 +13,15 @@ from tests.test_presets import CALIBRATED
 BACKENDS = ["onnxruntime", "qnnpack", "tidl", "tidl-tda4vm", "x86"]
 
 # What a preset breaks of a backend's rules; nothing where it is not named.
+FREE = "weight.granularity weight.scale", "activation.symmetric activation.scale"
+LOW = f"weight.bits {FREE[0]} activation.bits {FREE[1]} " + " ".join(
+    f"edges.{key}" for part in FREE for key in part.split()
+)
 BROKEN = {
+    "tidl": {"WC2_AT4": "weight.bits activation.bits", "WC4_AT4": "activation.bits"},
     "tidl-tda4vm": {
+        "WC2_AT4": LOW,
+        "WC4_AT4": LOW,
         "DEFAULT": "weight.granularity weight.scale activation.symmetric activation.scale",
         "WC8_AT8": "weight.granularity weight.scale activation.symmetric activation.scale",
         "MSA_WC8_AT8": "weight.granularity weight.scale activation.symmetric activation.scale",
@@ -24,7 +31,11 @@ BROKEN = {
         "MSA_WC8P2_AT8P2": "weight.granularity activation.symmetric",
         "WC8SYMP2_AT8SYMP2": "weight.granularity",
         "WC8SYMP2_AT8SYMP2R4": "weight.granularity",
-    }
+    },
+}
+FITTING = {
+    "tidl": "WC8SYMP2_AT8SYMP2, WC8SYMP2_AT8SYMP2R4, WC8_AT8, WT8SYMP2_AT8SYMP2",  # and others
+    "tidl-tda4vm": "Presets that it can run: W8A8_TQT, WT8SYMP2_AT8SYMP2",
 }
 
 
@@ -48,7 +59,7 @@ def test_which_presets_a_backend_runs(backend, name):
         message = refusal(lambda: edgeq.PTCFxModule(network("residual"), name, backend))
         assert message.startswith(f"The backend {backend!r} cannot run the preset {name!r}:\n  {broken[0]} is ")
         assert message.count("\n  ") == len(broken)
-        assert "Presets that it can run: W8A8_TQT, WT8SYMP2_AT8SYMP2. edgeq.derive(preset, backend)" in message
+        assert f"{FITTING[backend]}. edgeq.derive(preset, backend)" in message
     else:
         prepared = edgeq.PTCFxModule(network("residual"), name, backend).module
         assert (prepared.backend.name, prepared.qconfig.name) == (backend, name)

@@ -69,14 +69,14 @@ def observed(name):
     file = initializers(name)
     scales = [value for key, value in file.items() if key.endswith("_scale")]
     zero_points = activations(file, "zero_point")
-    largest = max(int(np.abs(file[f"{layer}.weight"].astype(int)).max()) for layer in ("conv1", "conv2", "fc"))
+    largest = int(np.abs(file["conv2.weight"].astype(int)).max())  # of a layer in the middle
     heaviest = float(file["fc.weight"][0, 0] * file["fc.weight_scale"].reshape(-1)[0])
     limits = np.iinfo(file["x_zero_point"].dtype)
     reach = float((limits.max - float(file["x_zero_point"])) * file["x_scale"])
     near = [("peak", PEAK), ("middle", 8.0), ("bulk", 4.0)]
     return Effects(
         "tensor" if file["conv1.weight_scale"].ndim == 0 else "channel",
-        4 if largest <= 8 else 8,
+        next(bits for bits in (2, 4, 8) if largest <= 2 ** (bits - 1)),
         round(heaviest, 1),
         "power of two" if is_power_of_two(np.concatenate([scale.reshape(-1) for scale in scales])) else "free",
         "affine" if any(int(value) != 0 for value in zero_points.values()) else "symmetric",
@@ -90,6 +90,8 @@ EFFECTS = {
     "WC8_AT8": Effects("channel", 8, 6.0, "free", "affine", "bulk", False),
     "MSA_WC8_AT8": Effects("channel", 8, 6.0, "free", "affine", "peak", False),
     "WC4_AT8": Effects("channel", 4, 6.0, "free", "affine", "bulk", False),
+    "WC4_AT4": Effects("channel", 4, 6.0, "free", "affine", "middle", False),
+    "WC2_AT4": Effects("channel", 2, 6.0, "free", "affine", "middle", False),
     "WC4M4_AT8": Effects("channel", 4, 4.0, "free", "affine", "bulk", False),
     "WC8P2_AT8P2": Effects("channel", 8, 6.0, "power of two", "affine", "bulk", False),
     "MSA_WC8P2_AT8P2": Effects("channel", 8, 6.0, "power of two", "affine", "more", False),

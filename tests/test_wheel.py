@@ -84,6 +84,6 @@ def test_an_installed_edgeq_finds_its_presets_and_does_its_job(wheel, tmp_path):
     file, version, presets, backends, passed = json.loads(output)
     assert Path(file) == site / "edgeq" / "__init__.py"
     assert version == edgeq.__version__
-    assert presets == {name: 4 if name.startswith(("WC4", "W4")) else 8 for name in NAMES}
+    assert presets == {name: int(name.removeprefix("W").lstrip("CT")[0]) if name[0] == "W" else 8 for name in NAMES}
     assert backends == {name: 10 if name == "onnxruntime" else 8 for name in BACKENDS}
     assert passed is True
