@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeq.arithmetic import along
+from edgeq.modules.computed import computation_of
 from edgeq.quantizers.scheme import LearnedScale
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ class TakenIn:
     def __init__(self, network: PreparedModule) -> None:
         layers = network.quantized_layers()
         self.layers = [layer for layer in layers if _has_offsets(layer.weight_quantizer)]
-        uses = Counter(layer.weight.data_ptr() for layer in layers)
-        self.shared = {layer for layer in self.layers if uses[layer.weight.data_ptr()] > 1}
+        # A weight that is computed, by spectral norm say, is not even looked at: some change whenever they are read.
+        places = {layer: layer.weight.data_ptr() for layer in layers if computation_of(layer, "weight") is None}
+        uses = Counter(places.values())
+        alone = {layer for layer, place in places.items() if uses[place] == 1 and "weight" in layer._parameters}
+        self.movable = alone.intersection(self.layers)
         owners: list[TensorQuantizer | WeightQuantizer] = [
             *network.quantizers(),
             *(layer.weight_quantizer for layer in layers),
@@ -42,7 +46,8 @@ class TakenIn:
     @torch.no_grad()
     def apply(self) -> None:
         """Moves weights by as many steps as their codes are from the nearest ones, so that they round to them; a weight
-        that several layers use stays, and its codes become the nearest. Quantizers learn on from the scales in force.
+        that several layers use, or that is computed, stays, and its codes become the nearest. Quantizers learn on from
+        the scales in force.
         """
         for owner in self.owners:
             assert isinstance(owner.scheme, LearnedScale)
@@ -51,7 +56,7 @@ class TakenIn:
         for layer in self.layers:
             offset = layer.weight_quantizer.offset
             assert offset is not None
-            if layer not in self.shared and "weight" in layer._parameters:
+            if layer in self.movable:
                 _move(layer, offset)
             offset.zero_()
 

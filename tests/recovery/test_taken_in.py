@@ -1,13 +1,12 @@
 """A training that goes on from a recovery."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 import edgeq
 from tests.networks import batches, network
+from tests.states import changed, snapshot
 
 DATA = batches(6, seed=1)
 LOW = {"inherits": "DEFAULT", "weight": {"bits": 4}, "activation": {"bits": 4}}
@@ -53,19 +52,17 @@ def test_the_first_step_trains_the_codes_that_were_recovered(name, preset):
     )
     wrapped(DATA[0]).sum().backward()
     assert not any(bool(offset.any()) for offset in offsets(wrapped) if offset is not None)
-    changed = sum(int((new != old).sum()) for new, old in zip(codes(wrapped), before, strict=True))
-    assert changed <= 2e-3 * sum(old.numel() for old in before)
+    moves = sum(int((new != old).sum()) for new, old in zip(codes(wrapped), before, strict=True))
+    assert moves <= 2e-3 * sum(old.numel() for old in before)
     for layer, old, was in zip(wrapped.module.quantized_layers(), weights, moved, strict=True):
         assert torch.equal(layer.weight, old) is not was
 
 
 def test_without_a_step_nothing_is_taken_in():
     wrapped = recovered(LOW, ["compensated_rounding"])
-    before = copy.deepcopy(wrapped.state_dict())
+    before = snapshot(wrapped)
     wrapped.train()
-    wrapped.eval()
-    changed = [key for key, value in wrapped.state_dict().items() if not torch.equal(value, before[key])]
-    assert all(".schedule." in key for key in changed)
+    assert all(".schedule." in key for key in changed(before, wrapped.eval()))
 
 
 def test_quantizers_learn_on_from_scales_that_were_recovered():
@@ -114,3 +111,14 @@ def test_ranges_that_are_taken_anew_are_those_that_a_training_goes_on_from():
     for tensor in tensors:
         assert tensor.scheme.has_started
         assert float(tensor.scale) == pytest.approx(float(tensor.scheme.step.detach().abs()), rel=2.1e-3)
+
+
+def test_a_return_to_training_does_not_compute_weights():
+    """Spectral norm takes a step towards the greatest singular value at each reading in training."""
+    torch.manual_seed(0)
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 8, 3))
+    wrapped = edgeq.QATFxModule(nn.Sequential(conv, nn.ReLU(), nn.Conv2d(8, 4, 3)).train(), LOW, total_epochs=3)
+    wrapped(DATA[0])
+    before = snapshot(wrapped.eval())
+    wrapped.train()
+    assert all(".schedule." in key for key in changed(before, wrapped.eval()))
