@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from edgeq.graph.interpreter import Interpreter
 from edgeq.modules.handover import as_real
-from edgeq.phase import Phase, set_phase
 from edgeq.recovery.bank import Call
+from edgeq.recovery.probe import in_float
 from edgeq.recovery.samples import part_of, size_of
 from edgeq.recovery.units import Unit, ancestors, arguments, stretch
 
@@ -66,7 +65,7 @@ def _samples(network: PreparedModule, unit: Unit, calls: Sequence[Call], with_re
     quantized = _Recording(network, unit.inputs)
     real = _Recording(network, (*unit.inputs, *unit.outputs) if with_real else unit.outputs)
     inputs = [quantized.of(call) for call in calls]
-    with _in_float(network):
+    with in_float(network):
         values = [real.of(call) for call in calls]
     first = len(unit.inputs) if with_real else 0
     return [
@@ -94,12 +93,3 @@ class _Recording:
         """The values in one call."""
         values = self.run.run(*arguments(self.network, call))
         return pytree.tree_map_only(Tensor, as_real, values)
-
-
-@contextmanager
-def _in_float(network: PreparedModule) -> Iterator[None]:
-    set_phase(network, Phase.FLOAT)
-    try:
-        yield
-    finally:
-        network.apply_mode()
