@@ -33,11 +33,6 @@ def calibrated(name="residual", preset=FOUR_BITS, seed=0):
     return edgeq.PTCFxModule(network(name, seed), preset, bias_calibration_factor=0.0).calibrate(DATA)
 
 
-def state(model):
-    """All tensors of a network, copied."""
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
 def changed(before, after):
     """The last parts of the keys whose tensors are new or others."""
     keys = [key for key, value in after.items() if key not in before or not torch.equal(value, before[key])]

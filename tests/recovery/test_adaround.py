@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from tests.networks import NETWORKS
-from tests.recovery.learning import DATA, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, QUICK, calibrated, changed
+from tests.states import snapshot
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_codes_alone_change_by_one_step_at_the_most_and_the_network_gains(name):
     model = calibrated(name, {"inherits": "WC4_AT8", "recovery": []})
-    before = state(model)
+    before = snapshot(model)
     (step,) = model.recover(DATA, [("adaround", QUICK["adaround"])]).steps
     assert step.kept
     assert step.gain > 1.0
-    assert changed(before, state(model)) == {"offset"}
+    assert changed(before, snapshot(model)) == {"offset"}
     offsets = [layer.weight_quantizer.offset for layer in model.module.quantized_layers()]
     assert max(int(offset.abs().max()) for offset in offsets) == 1
     assert sum(map(torch.count_nonzero, offsets)) > 20

@@ -5,7 +5,8 @@ import torch
 from edgeq.recovery.learning_unit import LearningUnit
 from edgeq.recovery.unit_samples import samples_of
 from edgeq.recovery.units import block_units
-from tests.recovery.learning import DATA, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, QUICK, calibrated, changed
+from tests.states import snapshot
 
 CALL = ((torch.cat(DATA[:8]),), {})
 
@@ -28,8 +29,8 @@ def test_what_one_layer_spoils_the_next_one_makes_good():
 
 def test_only_codes_change():
     model = calibrated("separable")
-    before = state(model)
+    before = snapshot(model)
     model.recover(DATA, [("brecq", QUICK["brecq"])])
-    assert changed(before, state(model)) == {"offset"}
+    assert changed(before, snapshot(model)) == {"offset"}
     offsets = [layer.weight_quantizer.offset for layer in model.module.quantized_layers()]
     assert max(int(offset.abs().max()) for offset in offsets if offset is not None) == 1

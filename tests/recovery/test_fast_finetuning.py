@@ -2,18 +2,19 @@
 
 import torch
 
-from tests.recovery.learning import DATA, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, QUICK, calibrated, changed
+from tests.states import snapshot
 
 OPTIONS = QUICK["fast_finetuning"]
 
 
 def test_the_users_weights_and_the_float_network_stay():
     model = calibrated()
-    before = state(model)
+    before = snapshot(model)
     with torch.no_grad():
         expected = model.module.run_float(DATA[0])
         model.recover(DATA, [("fast_finetuning", OPTIONS)])
-        found = changed(before, state(model))
+        found = changed(before, snapshot(model))
         assert {"offset", "scale", "bias_shift"} <= found <= {"offset", "scale", "bias", "bias_shift"}
         assert torch.allclose(model.module.run_float(DATA[0]), expected, atol=1e-5)
 

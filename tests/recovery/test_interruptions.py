@@ -8,14 +8,10 @@ import edgeq
 from edgeq.errors import SpecError
 from edgeq.recovery import settling
 from tests.networks import batches, network
-from tests.recovery.learning import DATA, QUICK, calibrated, state
+from tests.recovery.learning import DATA, QUICK, calibrated
+from tests.states import changed, snapshot
 
 STEPS = ["bias_calibration", ("adaround", {**QUICK["adaround"], "steps": 10})]
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @pytest.fixture
@@ -41,9 +37,9 @@ def interrupted(monkeypatch):
 
 def test_what_is_interrupted_or_raises_is_undone(interrupted):
     model = calibrated()
-    before, outputs = state(model), model(DATA[0])
+    before, outputs = snapshot(model), model(DATA[0])
     interrupted(lambda: model.recover(DATA, STEPS[1:]))
-    after = state(model)
+    after = snapshot(model)
     assert all(torch.equal(after.pop(key), value) for key, value in before.items())
     assert after  # offsets
     assert not any(value.any() for value in after.values())
@@ -56,17 +52,17 @@ def test_the_same_network_goes_on_where_it_was_interrupted(interrupted, tmp_path
     whole.recover(DATA, STEPS)
     interrupted(lambda: model.recover(DATA, STEPS, checkpoint=tmp_path / "recovery.pt"))
     model.recover(DATA, STEPS, checkpoint=tmp_path / "recovery.pt")
-    assert_same(state(whole), state(model))
+    assert changed(snapshot(whole), snapshot(model)) == []
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"preset": "WC8_AT8"}])
 def test_a_checkpoint_of_another_network_does_not_take_its_place(tmp_path, other):
     calibrated().recover(DATA, STEPS[:1], checkpoint=tmp_path / "recovery.pt")
     model = calibrated(**other)
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(SpecError, match="of another network, or of other samples"):
         model.recover(DATA, STEPS[:1], checkpoint=tmp_path / "recovery.pt")
-    assert_same(before, state(model))
+    assert changed(before, snapshot(model)) == []
 
 
 def test_a_checkpoint_in_no_folder_is_refused_before_the_work(tmp_path):
@@ -76,7 +72,7 @@ def test_a_checkpoint_in_no_folder_is_refused_before_the_work(tmp_path):
 
 def test_a_state_of_before_the_recovery_brings_the_network_back():
     model = calibrated(preset={"inherits": "WC4_AT8", "recovery": []})
-    before, outputs = state(model), model(DATA[0])
+    before, outputs = snapshot(model), model(DATA[0])
     assert model.recover(DATA, ["compensated_rounding"]).steps[0].kept
     model.load_state_dict(before)
     assert torch.equal(model(DATA[0]), outputs)

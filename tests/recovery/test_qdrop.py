@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from edgeq.recovery.reconstruction import random_bytes
-from tests.recovery.learning import DATA, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, QUICK, calibrated, changed
+from tests.states import snapshot
 
 COARSE = {
     "inherits": "WC8_AT8",
@@ -21,9 +22,9 @@ def test_at_two_bits_most_of_the_error_goes(name):
 
 def test_scales_inside_of_blocks_change_and_those_of_inputs_too():
     model = calibrated("separable")
-    before = state(model)
+    before = snapshot(model)
     model.recover(DATA, [("qdrop", QUICK["qdrop"])])
-    assert changed(before, state(model)) == {"offset", "scale"}
+    assert changed(before, snapshot(model)) == {"offset", "scale"}
     scales = [key for key in before if key.endswith("scale") and ".tensors." in key]
     moved = [float((model.state_dict()[key] / before[key] - 1).abs()) for key in scales]
     assert sum(change > 0.002 for change in moved) >= len(scales) - 2
@@ -46,6 +47,6 @@ def test_drop_decides():
     for drop in (0.0, 0.5, 1.0):
         model = calibrated("separable")
         model.recover(DATA, [("qdrop", {**QUICK["qdrop"], "steps": 20, "drop": drop})])
-        states.append(state(model))
+        states.append(snapshot(model))
     assert changed(states[0], states[1])
     assert changed(states[1], states[2])

@@ -10,7 +10,8 @@ import edgeq
 from edgeq.recovery import reconstruction
 from edgeq.recovery.units import block_units, layer_units
 from tests.networks import NETWORKS
-from tests.recovery.learning import DATA, FOUR_BITS, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, FOUR_BITS, QUICK, calibrated, changed
+from tests.states import snapshot
 
 STEPS = {
     "adaround": {"offset"},
@@ -25,7 +26,7 @@ STEPS = {
 @pytest.mark.parametrize("step", STEPS)
 def test_errors_fall_and_what_is_converted_is_what_was_simulated(step, name, caplog):
     model = calibrated(name)
-    before = state(model)
+    before = snapshot(model)
     with caplog.at_level(logging.INFO, "edgeq.recovery.reconstruction"):
         report = model.recover(DATA, [(step, QUICK[step])])
     errors = [tuple(map(float, re.findall(r"[\d.e-]+(?= ->|$)", record.message))) for record in caplog.records]
@@ -34,7 +35,7 @@ def test_errors_fall_and_what_is_converted_is_what_was_simulated(step, name, cap
     assert sum(fell) >= len(fell) / 2 > 0
     assert report.steps[0].kept, str(report)
     assert report.steps[0].gain > 0.2
-    assert changed(before, state(model)) <= STEPS[step]
+    assert changed(before, snapshot(model)) <= STEPS[step]
     with torch.no_grad():
         assert torch.equal(model(DATA[0]), model.convert()(DATA[0]))
 
@@ -45,7 +46,7 @@ def test_the_same_seed_gives_the_same_result_and_another_one_another(step):
     for seed in (1, 1, 2):
         model = calibrated("separable")
         model.recover(DATA, [(step, {**QUICK[step], "steps": 10})], seed=seed)
-        states.append(state(model))
+        states.append(snapshot(model))
     assert not changed(states[0], states[1])
     assert changed(states[0], states[2])
 
@@ -73,16 +74,16 @@ def test_an_interrupted_step_goes_on_where_it_was(step, tmp_path, monkeypatch):
     left[0] = 100
     resumed = calibrated("separable")
     report = resumed.recover(DATA, [(step, options)], checkpoint=tmp_path / "recovery.pt")
-    assert not changed(state(whole), state(resumed))
+    assert not changed(snapshot(whole), snapshot(resumed))
     assert left[0] == 100 - (5 if step in ("adaround", "fast_finetuning") else 3) + 2  # the first two units were done
     assert [(s.before, s.after) for s in report.steps] == [(s.before, s.after) for s in expected.steps]
 
 
 def test_a_unit_whose_error_does_not_fall_stays_as_it_was():
     model = calibrated("separable")
-    before = state(model)
+    before = snapshot(model)
     model.recover(DATA, [("adaround", {"steps": 3, "batch": 8, "rate": 50.0})])  # wild steps
-    after = state(model)
+    after = snapshot(model)
     assert all(not value.any() for key, value in after.items() if key not in before)
 
 

@@ -11,22 +11,13 @@ from edgeq.errors import CalibrationError, SpecError
 from edgeq.recovery.recover import QUICK
 from edgeq.recovery.registry import RECOVERY_STEPS
 from tests.networks import batches, network
+from tests.states import changed, snapshot
 
 DATA = batches(8, seed=3)
 
 
 def calibrated(preset="WC8_AT8", name="residual"):
     return edgeq.PTCFxModule(network(name), preset, bias_calibration_factor=0.0).calibrate(DATA)
-
-
-def state(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
 
 
 @pytest.fixture
@@ -75,14 +66,14 @@ def test_a_step_that_does_harm_is_undone_with_all_that_it_changed(registered):
 
     registered("harm", harm)
     model = calibrated()
-    outputs, before = model(DATA[0]), state(model)
+    outputs, before = model(DATA[0]), snapshot(model)
     report = model.recover(DATA, ["harm"])
     assert not report.steps[0].kept
     assert "undone" in str(report)
     assert "all is worse" in str(report)
     assert torch.equal(model(DATA[0]), outputs)
-    after = state(model)
-    assert_same(before, {key: value for key, value in after.items() if key in before})
+    after = snapshot(model)
+    assert changed(before, {key: value for key, value in after.items() if key in before}) == []
     assert all(not value.any() for key, value in after.items() if key not in before)
     assert torch.equal(model.convert()(DATA[0]), outputs)
 
@@ -117,7 +108,7 @@ def test_the_result_is_the_same_each_time():
     models = [calibrated("WC4_AT8") for _ in range(2)]
     for model in models:
         model.recover(DATA, ["bias_calibration"], seed=1)
-    assert_same(state(models[0]), state(models[1]))
+    assert changed(snapshot(models[0]), snapshot(models[1])) == []
 
 
 class InterruptedRunError(Exception):
@@ -148,13 +139,13 @@ def test_an_interrupted_recovery_goes_on_where_it_was(registered, tmp_path, inte
         first.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
     resumed, left[0] = calibrated(), 3 - interrupted_after
     report = resumed.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
-    assert_same(state(whole), state(resumed))
+    assert changed(snapshot(whole), snapshot(resumed)) == []
     assert [(s.name, s.before, s.after, s.kept) for s in report.steps] == [
         (s.name, s.before, s.after, s.kept) for s in expected.steps
     ]
     again = calibrated()
     again.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
-    assert_same(state(whole), state(again))
+    assert changed(snapshot(whole), snapshot(again)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["recovery.pt"]
 
 
@@ -195,10 +186,10 @@ ERRORS = {
 def test_what_cannot_be_done_is_said_before_anything_is_changed(name):
     steps, options, error, message = ERRORS[name]
     model = calibrated()
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(error, match=message):
         model.recover(DATA, steps, **options)
-    assert_same(before, state(model))
+    assert changed(before, snapshot(model)) == []
 
 
 def test_a_loader_without_batches_and_a_network_without_ranges_are_errors():

@@ -5,18 +5,19 @@ from torch import nn
 
 import edgeq
 from edgeq.graph.ties import avoid_ties
-from tests.recovery.learning import DATA, QUICK, calibrated, changed, state
+from tests.recovery.learning import DATA, QUICK, calibrated, changed
+from tests.states import snapshot
 
 
 def test_nothing_but_scales_changes_and_no_ties_are_left():
     model = calibrated("attention")
-    before = state(model)
+    before = snapshot(model)
     (step,) = model.recover(DATA, [("scale_learning", QUICK["scale_learning"])]).steps
     assert step.kept
-    assert changed(before, state(model)) == {"scale"}
-    learned = state(model)
+    assert changed(before, snapshot(model)) == {"scale"}
+    learned = snapshot(model)
     avoid_ties(model.module)
-    assert not changed(learned, state(model))
+    assert not changed(learned, snapshot(model))
     weights = [key for key in learned if key.endswith("weight_quantizer.scale")]
     assert weights
     assert all(torch.equal(learned[key], before[key]) for key in weights)

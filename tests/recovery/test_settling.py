@@ -7,7 +7,8 @@ from edgeq.recovery.learning_unit import LearningUnit
 from edgeq.recovery.settling import Settled
 from edgeq.recovery.soft_rounding import SoftRounding
 from edgeq.recovery.units import layer_units
-from tests.recovery.learning import DATA, calibrated, changed, state
+from tests.recovery.learning import DATA, calibrated, changed
+from tests.states import snapshot
 
 CALL = ((DATA[0],), {})
 
@@ -66,20 +67,20 @@ def test_codes_of_weights_beyond_the_range_are_kept_too():
 def test_it_is_undone_to_the_last_bit():
     for form in (free, SoftRounding.of):
         model = calibrated(preset={"inherits": "WC4_AT8"})
-        before = state(model)
+        before = snapshot(model)
         _, unit = learned(model, form)
         settled = Settled(unit)
-        assert changed(before, state(model)) >= {"offset", "scale"}
+        assert changed(before, snapshot(model)) >= {"offset", "scale"}
         settled.undo()
-        assert not changed(before, state(model))
+        assert not changed(before, snapshot(model))
 
 
 def test_offsets_that_are_undone_are_zeros():
     model = calibrated()
-    before = state(model)
+    before = snapshot(model)
     _, unit = learned(model, SoftRounding.of)
     Settled(unit).undo()
-    after = state(model)
+    after = snapshot(model)
     (added,) = after.keys() - before.keys()
     assert not after[added].any()
     with torch.no_grad():

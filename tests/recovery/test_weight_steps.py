@@ -7,6 +7,7 @@ import torch
 
 from edgeq.recovery.registry import RECOVERY_STEPS
 from tests.recovery.uneven import DATA, calibrated, uneven, work_on
+from tests.states import changed, snapshot
 
 STEPS = {
     "equalization": {},
@@ -16,16 +17,6 @@ STEPS = {
     "outlier_suppression": {"sigmas": 4.0},
 }
 PRESETS = ["WT8SYMP2_AT8SYMP2", "WC4_AT8"]
-
-
-def state(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -44,13 +35,13 @@ def test_what_is_converted_equals_the_simulation_bit_for_bit(name, preset):
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_that_is_undone_leaves_nothing_behind(name, monkeypatch):
     wrapped = calibrated(uneven("attention" if name == "outlier_suppression" else "chain"), "WC4_AT8")
-    outputs, before = wrapped(DATA[7]), state(wrapped)
+    outputs, before = wrapped(DATA[7]), snapshot(wrapped)
     step = RECOVERY_STEPS[name]
     after = {}
 
     def harmful(work, **options):
         note = step(work, **options)
-        after.update(state(wrapped))
+        after.update(snapshot(wrapped))
         for layer in work.network.quantized_layers():
             layer.weight.data *= 3
         return note
@@ -61,7 +52,7 @@ def test_a_step_that_is_undone_leaves_nothing_behind(name, monkeypatch):
     assert not report.steps[0].kept
     if name != "bias_absorption":  # which finds nothing to absorb here
         assert any(not torch.equal(value, after[key]) for key, value in before.items())
-    assert_same(before, state(wrapped))
+    assert changed(before, snapshot(wrapped)) == []
     assert torch.equal(wrapped(DATA[7]), outputs)
 
 
@@ -77,7 +68,7 @@ def test_an_interrupted_recovery_goes_on_to_the_same_result(tmp_path, monkeypatc
     resumed = calibrated(uneven(), "WC4_AT8")
     report = resumed.recover(DATA, steps, checkpoint=tmp_path / "recovery.pt")
     assert [step.name for step in report.steps] == ["equalization", "weight_clipping", "bias_correction"]
-    assert_same(state(whole), state(resumed))
+    assert changed(snapshot(whole), snapshot(resumed)) == []
 
 
 def _power_cut(work, *, analytic=True):
